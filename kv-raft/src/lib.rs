@@ -1,0 +1,6 @@
+//! One replica's consensus and storage.
+//!
+//! Not here: which replicas a node holds (kv-node, host), what a request means on the wire (kv-node, services).
+
+pub mod command;
+pub mod types;
