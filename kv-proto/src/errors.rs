@@ -116,7 +116,9 @@ pub enum ServiceError {
     #[error("the cursor does not belong to this scan: begin again without one")]
     CursorMismatch,
     /// A batch names keys of several shards.
-    #[error("the batch names keys of shards {first} and {second}: a batch is atomic within one shard; use a hash tag or split it")]
+    #[error(
+        "the batch names keys of shards {first} and {second}: a batch is atomic within one shard; use a hash tag or split it"
+    )]
     CrossShard {
         /// The shard of the first key.
         first: ShardId,
@@ -413,8 +415,7 @@ impl ServiceError {
     }
 
     fn from_rpc(rpc: &pb::Status) -> Self {
-        known(rpc)
-            .unwrap_or_else(|| Self::Foreign { code: Code::from_i32(rpc.code), message: rpc.message.clone() })
+        known(rpc).unwrap_or_else(|| Self::Foreign { code: Code::from_i32(rpc.code), message: rpc.message.clone() })
     }
 
     /// The same for a reply inside a stream.

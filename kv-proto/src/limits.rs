@@ -39,4 +39,5 @@ pub const HOPS_MAX: u32 = 2;
 
 const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < BATCH_BYTES_MAX, "a batch holds at least one largest entry");
 const _: () = assert!(BATCH_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX, "a message holds a largest batch");
-const _: () = assert!(PAGE_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX, "a page may overshoot by one entry");
+const _: () =
+    assert!(PAGE_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX, "a page may overshoot by one entry");

@@ -1,0 +1,8 @@
+//! One node: hosts replicas of shards and answers requests.
+//!
+//! Modules stand in the order a request meets them; each imports only modules below it.
+//!
+//! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
+
+pub mod config;
+pub mod telemetry;

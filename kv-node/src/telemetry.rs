@@ -1,0 +1,50 @@
+//! Log lines, and what happens when a thread panics.
+//!
+//! Invariants: a panic is logged and then ends the process; recovery replays the log.
+//!
+//! Not here: metrics (http, metrics).
+
+use std::io::Write as _;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogFormat};
+
+/// Why log lines cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter does not parse.
+    #[error("log filter {filter:?}: {source}")]
+    Filter {
+        /// As configured.
+        filter: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// The process already has a subscriber.
+    #[error("log lines are already being written")]
+    AlreadySet,
+}
+
+/// Sends log lines to standard error from here on.
+pub fn start(config: &Config) -> Result<(), TelemetryError> {
+    let filter = EnvFilter::try_new(&config.log)
+        .map_err(|source| TelemetryError::Filter { filter: config.log.clone(), source })?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match config.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+    set.map_err(|_| TelemetryError::AlreadySet)
+}
+
+/// From here on a panic on any thread is logged and aborts the process: a node that lost a part of itself must not go on.
+pub fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        tracing::error!(%info, %backtrace, "panic: the process aborts; a restart replays the log");
+        // In case log lines are not set up yet, or are filtered away.
+        let _ = writeln!(std::io::stderr(), "kv-node: {info}");
+        std::process::abort();
+    }));
+}
