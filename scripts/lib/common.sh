@@ -1,0 +1,35 @@
+# shellcheck shell=bash
+# What all scripts share: where things are, how they speak. Sourced, never run.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+
+# A toolchain that rustup installed without a new login is not in PATH yet.
+if ! command -v cargo >/dev/null && [[ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]]; then
+    PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+fi
+
+# Outside of the clone in continuous integration, where every run has a clone of its own.
+if [[ -z "${CARGO_TARGET_DIR:-}" ]]; then
+    if [[ "${CI:-}" == true ]]; then
+        CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/kv/target"
+    else
+        CARGO_TARGET_DIR="$ROOT/target"
+    fi
+fi
+# Cargo takes a relative one from the folder it is called in.
+[[ "$CARGO_TARGET_DIR" == /* ]] || CARGO_TARGET_DIR="$PWD/$CARGO_TARGET_DIR"
+export CARGO_TARGET_DIR
+
+say() {
+    printf '%s\n' "$*"
+}
+
+# To stderr, so that output stays what a program can read.
+note() {
+    printf '%s\n' "$*" >&2
+}
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
