@@ -2,5 +2,7 @@
 //!
 //! Not here: which replicas a node holds (kv-node, host), what a request means on the wire (kv-node, services).
 
+pub mod metrics;
+
 pub mod command;
 pub mod types;

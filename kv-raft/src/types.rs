@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use kv_proto::ids::{NodeId, ReplicaId, ShardId};
+
 use crate::command::{CommandBatch, Replies};
 
 /// The node a member lives on; openraft carries it in the membership.
@@ -43,3 +45,93 @@ pub type StoredMembership = openraft::alias::StoredMembershipOf<ShardRaft>;
 pub type Membership = openraft::Membership<u64, Member>;
 /// What a snapshot covers.
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<ShardRaft>;
+
+/// The leader of a shard as a replica knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderInfo {
+    /// The replica that leads.
+    pub replica: ReplicaId,
+    /// The node it lives on.
+    pub node: NodeId,
+    /// The term it leads in; a larger one is newer.
+    pub term: u64,
+}
+
+/// What a replica is in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Leads.
+    Leader,
+    /// Votes and follows.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Its consensus has ended.
+    Down,
+}
+
+impl Role {
+    /// As the admin API spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// How far another replica is, as the leader knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerState {
+    /// Which.
+    pub replica: ReplicaId,
+    /// Where; 0 if the membership no longer says.
+    pub node: NodeId,
+    /// Last index it is known to have on disk.
+    pub matched: u64,
+    /// Entries behind the leader's last.
+    pub lag: u64,
+}
+
+/// A replica's account of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// What it is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, if known.
+    pub leader: Option<LeaderInfo>,
+    /// Last index in its log; 0 if none.
+    pub last: u64,
+    /// Committed index.
+    pub committed: u64,
+    /// Applied index.
+    pub applied: u64,
+    /// Applied index that would survive a power cut without the log.
+    pub durable: u64,
+    /// Index up to which the log was dropped.
+    pub purged: u64,
+    /// On the leader: the others, in order of their id.
+    pub followers: Vec<FollowerState>,
+    /// Voters with their nodes, in order of their id.
+    pub voters: Vec<(ReplicaId, NodeId)>,
+    /// Learners with their nodes, in order of their id.
+    pub learners: Vec<(ReplicaId, NodeId)>,
+    /// Whether a change of voters is half done (joint consensus).
+    pub joint: bool,
+    /// Whether it sleeps.
+    pub hibernated: bool,
+    /// Bytes of data, estimated.
+    pub data_bytes: u64,
+}
