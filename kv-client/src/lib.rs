@@ -1,1 +1,2 @@
-//! To be written.
+//! The client of the key-value cluster.
+pub mod connection;
