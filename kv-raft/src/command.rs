@@ -213,6 +213,8 @@ pub enum Reply {
     },
     /// The sequence lies below what its client declared finished.
     SessionStale,
+    /// The shard remembers as many clients as it may, all of them recently active; nothing was applied.
+    SessionsFull,
 }
 
 /// One reply per command of an entry, in order; none for entries that are not batches.

@@ -2,7 +2,14 @@
 //!
 //! Not here: which replicas a node holds (kv-node, host), what a request means on the wire (kv-node, services).
 
-pub mod metrics;
+pub mod state_machine;
+
+pub mod data_engine;
 
 pub mod command;
+
+pub mod clock;
+
+pub mod metrics;
+
 pub mod types;
