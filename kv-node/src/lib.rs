@@ -4,5 +4,8 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
+pub mod catalog;
 pub mod config;
+pub mod identity;
+pub mod node;
 pub mod telemetry;
