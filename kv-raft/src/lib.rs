@@ -6,6 +6,10 @@ pub mod state_machine;
 
 pub mod data_engine;
 
+pub mod log_store;
+
+pub mod codec;
+
 pub mod command;
 
 pub mod clock;

@@ -1,0 +1,182 @@
+//! The bounded queue of changes between the replicas and the writer.
+//!
+//! Changes that nobody waits for (a committed log id, a purge) do not wake the writer: they ride with the next batch,
+//! or with the tick. The order is kept in any case.
+//!
+//! Invariants: first in, first out; what was reserved is released when its write is done, so the queue and the write
+//! in flight together stay within the bound.
+//!
+//! Not here: what a change does to the database (writer).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_proto::ids::ReplicaId;
+use openraft::storage::IOFlushed;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::error::LogError;
+use super::shard::ShardLog;
+use crate::types::{Entry, LogId, ShardRaft, Vote};
+
+/// Bound of what waits, in KiB, each change counting at least one: 64 MiB, or 65,536 changes. A disk that writes
+/// 100 MB/s empties it within a second; more would only hide that it is too slow.
+const QUEUE_KIB_MAX: usize = 64 << 10;
+/// One synced write gathers at most this much: larger ones make those behind wait longer without sparing an fsync worth having.
+const BATCH_KIB_MAX: usize = 8 << 10;
+/// Unhurried changes that wait for company before the writer is woken for them alone.
+const UNHURRIED_MAX: usize = 1024;
+/// How long they wait at most; also how long the writer is idle before it syncs its note.
+const TICK: Duration = Duration::from_secs(1);
+
+const _: () = assert!(BATCH_KIB_MAX < QUEUE_KIB_MAX, "while one batch is written the next gathers");
+
+/// A change to one shard's log.
+pub(super) struct Change {
+    pub(super) shard: Arc<ShardLog>,
+    pub(super) action: Action,
+    pub(super) queued: Instant,
+    pub(super) kib: usize,
+}
+
+/// What is changed. `tail` is the log's last log id after it.
+pub(super) enum Action {
+    Append {
+        entries: Vec<Entry>,
+        generation: u64,
+        callback: IOFlushed<ShardRaft>,
+    },
+    Truncate {
+        start: u64,
+        end: u64,
+        tail: Option<LogId>,
+        generation: u64,
+    },
+    Purge {
+        upto: LogId,
+        tail: Option<LogId>,
+        generation: u64,
+    },
+    SaveVote {
+        vote: Vote,
+        done: Done,
+    },
+    SaveCommitted(Option<LogId>),
+    SaveOwner(ReplicaId),
+    Destroy {
+        done: Done,
+    },
+    /// Changes nothing: done when everything queued before is durable.
+    Barrier {
+        done: Done,
+    },
+}
+
+/// Told when a change is durable, or that it will not be.
+pub(super) type Done = oneshot::Sender<Result<(), LogError>>;
+
+impl Action {
+    /// Whether someone waits for it.
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Append { .. }
+            | Self::Truncate { .. }
+            | Self::SaveVote { .. }
+            | Self::Destroy { .. }
+            | Self::Barrier { .. } => true,
+            Self::Purge { .. } | Self::SaveCommitted(_) | Self::SaveOwner(_) => false,
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+    space: Semaphore,
+}
+
+#[derive(Default)]
+struct Waiting {
+    changes: VecDeque<Change>,
+    urgent: usize,
+    closed: bool,
+}
+
+/// What the writer gets.
+pub(super) enum Gathered {
+    /// Write these.
+    Batch(Vec<Change>),
+    /// Nothing came for a while.
+    Idle,
+    /// Closed and empty.
+    Closed,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self { waiting: Mutex::default(), wake: Condvar::new(), space: Semaphore::new(QUEUE_KIB_MAX) }
+    }
+
+    /// Waits for space; returns what to put into [`Change::kib`].
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<usize, LogError> {
+        let kib = (1 + bytes / 1024).min(BATCH_KIB_MAX);
+        let permits = u32::try_from(kib).map_err(|_| LogError::Closed)?;
+        self.space.acquire_many(permits).await.map_err(|_| LogError::Closed)?.forget();
+        Ok(kib)
+    }
+
+    /// Adds a change whose space was reserved. Refused (and dropped) once closed.
+    pub(super) fn push(&self, change: Change) -> Result<(), LogError> {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(LogError::Closed);
+        }
+        waiting.urgent += usize::from(change.action.is_urgent());
+        waiting.changes.push_back(change);
+        if waiting.urgent == 1 || waiting.changes.len() == UNHURRIED_MAX {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits for changes and takes them, in order, up to the bound of a batch.
+    pub(super) fn gather(&self) -> Gathered {
+        let mut waiting = self.waiting.lock();
+        if !waiting.is_due() {
+            self.wake.wait_while_for(&mut waiting, |waiting| !waiting.is_due(), TICK);
+        }
+        if waiting.changes.is_empty() {
+            return if waiting.closed { Gathered::Closed } else { Gathered::Idle };
+        }
+        let mut kib = 0;
+        let mut batch = Vec::with_capacity(waiting.changes.len());
+        while waiting.changes.front().is_some_and(|change| kib == 0 || kib + change.kib <= BATCH_KIB_MAX) {
+            let Some(change) = waiting.changes.pop_front() else { break };
+            kib += change.kib;
+            waiting.urgent -= usize::from(change.action.is_urgent());
+            batch.push(change);
+        }
+        Gathered::Batch(batch)
+    }
+
+    /// Gives back the space of changes that are done.
+    pub(super) fn release(&self, kib: usize) {
+        self.space.add_permits(kib);
+    }
+
+    /// Accepts nothing more; what waits is still written.
+    pub(super) fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.space.close();
+        self.wake.notify_all();
+    }
+}
+
+impl Waiting {
+    fn is_due(&self) -> bool {
+        self.closed || self.urgent > 0 || self.changes.len() >= UNHURRIED_MAX
+    }
+}
