@@ -1,0 +1,108 @@
+//! Reading many keys, from all their shards at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kv_proto::errors::ServiceError;
+use kv_proto::ids::ShardId;
+use kv_proto::limits::BATCH_OPERATIONS_MAX;
+use kv_proto::pb::v1 as pb;
+
+use super::FAN_OUT_MAX;
+use crate::connection::pipeline_call::Request;
+use crate::data::{Consistency, Data, Entry};
+use crate::error::{Error, Result};
+use crate::execute::{Deadline, Kind, Operation, Target};
+use crate::keyspace::{Inner, Keyspace};
+use crate::routes::Routes;
+
+/// Reads many keys; awaiting it gives an `Option<Entry>` for each, in the order asked. Keys of one shard are read at one
+/// point of its history; keys of different shards at different ones, unless the read is a snapshot.
+///
+/// ```no_run
+/// # async fn run(client: kv_client::Client) -> Result<(), kv_client::Error> {
+/// let found = client.batch_get(["a", "b", "c"]).await?;
+/// assert_eq!(found.len(), 3);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a request does nothing before it is awaited"]
+pub struct BatchGet {
+    keyspace: Keyspace,
+    keys: Vec<Data>,
+    consistency: Consistency,
+    timeout: Option<Duration>,
+}
+
+impl BatchGet {
+    pub(crate) fn new(keyspace: &Keyspace, keys: Vec<Data>) -> Self {
+        Self { keyspace: keyspace.clone(), keys, consistency: Consistency::default(), timeout: None }
+    }
+
+    /// What the reads promise; linearizable unless set.
+    pub fn consistency(mut self, consistency: Consistency) -> Self {
+        self.consistency = consistency;
+        self
+    }
+
+    async fn run(self) -> Result<Vec<Option<Entry>>> {
+        let inner = &self.keyspace.0;
+        let deadline = inner.deadline(self.timeout);
+        let mut missing: Vec<Bytes> = self.keys.iter().map(|key| key.0.clone()).collect();
+        missing.sort();
+        missing.dedup();
+        let mut found: BTreeMap<Bytes, Entry> = BTreeMap::new();
+        while !missing.is_empty() {
+            let routes = inner.known_routes(deadline).await?;
+            let groups = group(&routes, std::mem::take(&mut missing));
+            let reads = groups.into_iter().map(|keys| read(inner, keys, self.consistency, deadline));
+            let reads: Vec<Read> = stream::iter(reads).buffer_unordered(FAN_OUT_MAX).try_collect().await?;
+            for read in reads {
+                match read {
+                    Read::Done(entries) => found.extend(entries.into_iter().map(|entry| (entry.key.clone(), entry))),
+                    Read::Regroup(keys) => missing.extend(keys),
+                }
+            }
+        }
+        Ok(self.keys.iter().map(|key| found.get(&key.0).cloned()).collect())
+    }
+}
+
+super::request!(BatchGet -> Vec<Option<Entry>>);
+
+/// Keys by shard, cut at the limit of one request. Keys in no known shard form a group, whose request finds out more.
+pub(super) fn group(routes: &Routes, keys: Vec<Bytes>) -> Vec<Vec<Bytes>> {
+    let mut groups: BTreeMap<ShardId, Vec<Bytes>> = BTreeMap::new();
+    for key in keys {
+        let shard = routes.shard_of(&key).map(|route| route.shard()).unwrap_or_default();
+        groups.entry(shard).or_default().push(key);
+    }
+    groups
+        .into_values()
+        .flat_map(|keys| keys.chunks(BATCH_OPERATIONS_MAX).map(<[Bytes]>::to_vec).collect::<Vec<_>>())
+        .collect()
+}
+
+enum Read {
+    Done(Vec<Entry>),
+    /// The shard was split meanwhile.
+    Regroup(Vec<Bytes>),
+}
+
+async fn read(inner: &Inner, keys: Vec<Bytes>, consistency: Consistency, deadline: Deadline) -> Result<Read> {
+    let read = consistency.to_pb();
+    let message =
+        |header| Request::BatchGet(pb::BatchGetRequest { header: Some(header), keys: keys.clone(), read: Some(read) });
+    let operation =
+        Operation { target: Target::Keys(&keys), kind: Kind::reading(consistency), deadline, message: &message };
+    match inner.execute(operation).await {
+        Ok(answer) => {
+            let response = super::response!(answer.response, BatchGet)?;
+            Ok(Read::Done(response.entries.into_iter().map(Entry::from).collect()))
+        }
+        Err(Error::Service { error: ServiceError::CrossShard { .. }, .. }) => Ok(Read::Regroup(keys)),
+        Err(error) => Err(error),
+    }
+}
