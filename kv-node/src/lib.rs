@@ -4,8 +4,15 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
-pub mod catalog;
-pub mod config;
-pub mod identity;
+pub mod scan;
+pub mod validate;
+
 pub mod node;
+
+pub mod catalog;
+
+pub mod identity;
+
 pub mod telemetry;
+
+pub mod config;
