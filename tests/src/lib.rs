@@ -1,1 +1,19 @@
-//! To be written.
+//! What the cluster tests stand on: real kv-node processes, load on them, and the check of what they promised.
+//!
+//! Invariants: no test leaves a process behind; a test that fails keeps its folder and says where.
+//!
+//! Not here: the tests themselves (`tests/tests`, one file per theme).
+
+pub mod admin;
+pub mod cluster;
+pub mod history;
+pub mod load;
+pub mod settings;
+
+pub mod files;
+pub mod http;
+pub mod logs;
+pub mod node;
+pub mod ports;
+pub mod raw;
+pub mod wait;

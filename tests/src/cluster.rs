@@ -1,0 +1,200 @@
+//! A cluster of real processes, from start to the check of its logs.
+//!
+//! Invariants:
+//! - node ids follow the numbers (1, 2, ...), since nodes start one after the other;
+//! - a test ends with [`Cluster::finish`]; without it (a failure) the folder is kept and its place printed.
+//!
+//! Not here: load and what it must find (load, history).
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::future::try_join_all;
+use kv_client::Client;
+use tempfile::TempDir;
+
+use crate::admin::Admin;
+use crate::http;
+use crate::logs;
+use crate::node::NodeProcess;
+use crate::settings::Settings;
+use crate::wait;
+
+/// From the last start until every shard has a leader; generous, since a loaded machine of two cores runs this.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// One request of a test's own client.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Nodes that belong together.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: Option<TempDir>,
+    settings: Settings,
+    nodes: Vec<NodeProcess>,
+}
+
+impl Cluster {
+    /// Starts the nodes and waits until every shard has a leader.
+    pub async fn start(settings: Settings) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("kv-test-").tempdir()?;
+        let mut cluster = Self { folder: Some(folder), settings, nodes: Vec::new() };
+        for _ in 0..cluster.settings.nodes {
+            cluster.join_node().await?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    /// Three nodes with the usual settings.
+    pub async fn of_three() -> Result<Self> {
+        Self::start(Settings::default()).await
+    }
+
+    /// Node `number`, from 1.
+    #[must_use]
+    pub fn node(&self, number: usize) -> &NodeProcess {
+        self.nodes.get(number - 1).expect("tests name nodes they started")
+    }
+
+    /// The same, to start and stop it.
+    pub fn node_mut(&mut self, number: usize) -> &mut NodeProcess {
+        self.nodes.get_mut(number - 1).expect("tests name nodes they started")
+    }
+
+    /// All of them, started or not.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeProcess> {
+        self.nodes.iter()
+    }
+
+    /// From here on lines of WARN and ERROR with this part are no surprise.
+    pub fn expect(&mut self, part: impl Into<String>) {
+        self.settings.expected.push(part.into());
+    }
+
+    /// Starts one more node, as a new member; returns its number. It is a member when this returns.
+    pub async fn join_node(&mut self) -> Result<usize> {
+        let number = self.nodes.len() + 1;
+        let folder = self.folder.as_ref().context("the cluster is finished")?.path();
+        let mut lines = self.settings.lines.clone();
+        lines.extend(self.origin(number));
+        let mut node = NodeProcess::new(number, folder, &lines)?;
+        node.start().await?;
+        let address = node.address();
+        self.nodes.push(node);
+        wait::until(&format!("node {number} to be a member"), READY_WITHIN, || async {
+            let status = Admin::to(&address).await?.node_status().await?;
+            ensure!(status.node_id == number as u64, "it is node {}", status.node_id);
+            Ok(())
+        })
+        .await?;
+        Ok(number)
+    }
+
+    /// How node `number` finds its cluster while its folder is empty.
+    fn origin(&self, number: usize) -> Vec<String> {
+        if number == 1 {
+            return vec![
+                "bootstrap = true".to_owned(),
+                format!("bootstrap_nodes = {}", self.settings.nodes),
+                format!("default_shards = {}", self.settings.default_shards),
+            ];
+        }
+        let members: Vec<String> = self.nodes.iter().map(|node| format!("{:?}", node.address())).collect();
+        vec![format!("join = [{}]", members.join(", "))]
+    }
+
+    /// Kills all nodes that run, at once.
+    pub async fn kill_all(&mut self) -> Result<()> {
+        try_join_all(self.nodes.iter_mut().filter(|node| node.is_started()).map(NodeProcess::kill)).await?;
+        Ok(())
+    }
+
+    /// Starts all nodes that do not run, at once, and waits until every shard has a leader.
+    pub async fn start_all(&mut self) -> Result<()> {
+        try_join_all(self.nodes.iter_mut().filter(|node| !node.is_started()).map(NodeProcess::start)).await?;
+        self.ready().await
+    }
+
+    /// Starts node `number` again and waits until every shard has a leader.
+    pub async fn restart(&mut self, number: usize) -> Result<()> {
+        self.node_mut(number).start().await?;
+        self.ready().await
+    }
+
+    /// Waits until every started node is ready and every shard has a leader.
+    pub async fn ready(&self) -> Result<()> {
+        for node in self.nodes.iter().filter(|node| node.is_started()) {
+            wait::until(&format!("node {} to be ready", node.number()), READY_WITHIN, || async {
+                let (status, body) = http::get(&node.http_address(), "/readyz?verbose").await?;
+                ensure!(status == 200, "/readyz answers {status}: {body}");
+                Ok(())
+            })
+            .await?;
+        }
+        wait::until("every shard to have a leader", READY_WITHIN, || async {
+            let mut admin = self.admin().await?;
+            ensure!(!admin.shards("default").await?.is_empty(), "the default keyspace has no shards yet");
+            for listing in admin.shards("").await? {
+                let shard = listing.shard.as_ref().map_or(0, |shard| shard.shard_id);
+                let leaders = listing.replicas.iter().filter(|replica| replica.role == "leader").count();
+                ensure!(leaders == 1, "shard {shard} has {leaders} leaders");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Administration through any node that answers.
+    pub async fn admin(&self) -> Result<Admin> {
+        let mut last = anyhow::anyhow!("no node is started");
+        for node in self.nodes.iter().filter(|node| node.is_started()) {
+            match Admin::to(&node.address()).await {
+                Ok(admin) => return Ok(admin),
+                Err(reason) => last = reason,
+            }
+        }
+        Err(last)
+    }
+
+    /// Addresses of all nodes, started or not.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.nodes.iter().map(NodeProcess::address).collect()
+    }
+
+    /// A client of its own that knows all nodes.
+    pub async fn client(&self) -> Result<Client> {
+        Ok(Client::builder().endpoints(self.endpoints()).timeout(CLIENT_TIMEOUT).connect().await?)
+    }
+
+    /// Ends the test: stops the nodes gracefully, looks through their logs, removes everything.
+    pub async fn finish(mut self) -> Result<()> {
+        let stops = self.nodes.iter_mut().filter(|node| node.is_started()).map(|node| async {
+            let number = node.number();
+            let status = node.stop().await?;
+            ensure!(status.success(), "node {number} stopped with {status}");
+            Ok(())
+        });
+        try_join_all(stops).await?;
+        let mut surprises = Vec::new();
+        for node in &self.nodes {
+            let lines = logs::unexpected(&node.log(), &self.settings.expected)?;
+            surprises.extend(lines.into_iter().map(|line| format!("node {}: {line}", node.number())));
+        }
+        if !surprises.is_empty() {
+            surprises.sort();
+            surprises.truncate(20);
+            bail!("lines of WARN or ERROR that this test does not expect:\n{}", surprises.join("\n"));
+        }
+        self.folder = None;
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(folder) = self.folder.take() {
+            eprintln!("the test did not finish: data and logs are kept in {}", folder.keep().display());
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Damage and copies of data folders.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Copies a folder with all in it.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// All files below a folder, in order of their paths.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files_below(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The largest file below a folder whose name ends so.
+pub fn largest_file(folder: &Path, suffix: &str) -> Result<PathBuf> {
+    let size = |file: &PathBuf| fs::metadata(file).map(|facts| facts.len()).unwrap_or(0);
+    let fits = |file: &PathBuf| file.to_string_lossy().ends_with(suffix) && size(file) > 0;
+    let files = files_below(folder)?.into_iter().filter(fits);
+    files.max_by_key(size).with_context(|| format!("no {suffix} file below {}", folder.display()))
+}
+
+/// Cuts the file to the given share of its length.
+pub fn truncate(file: &Path, percent: u64) -> Result<()> {
+    let length = fs::metadata(file)?.len();
+    fs::OpenOptions::new().write(true).open(file)?.set_len(length * percent / 100)?;
+    Ok(())
+}
+
+/// Turns one bit around, at the given share of the file's length.
+pub fn flip_bit(file: &Path, percent: usize) -> Result<()> {
+    let mut bytes = fs::read(file)?;
+    ensure!(!bytes.is_empty(), "{} is empty", file.display());
+    let position = (bytes.len() - 1) * percent / 100;
+    let byte = bytes.get_mut(position).context("a share of the length lies within")?;
+    *byte ^= 0x10;
+    fs::write(file, bytes)?;
+    Ok(())
+}

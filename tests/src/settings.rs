@@ -1,0 +1,59 @@
+//! What a test's cluster is made of.
+
+/// Nodes and the lines of their configuration file.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many begin together.
+    pub nodes: usize,
+    /// Shards of the default keyspace.
+    pub default_shards: u32,
+    /// Further lines of every node's file.
+    pub lines: Vec<String>,
+    /// Parts of lines of WARN and ERROR that this test provokes.
+    pub expected: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { nodes: 3, default_shards: 3, lines: Vec::new(), expected: Vec::new() }
+    }
+}
+
+impl Settings {
+    /// With another number of nodes.
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// With another number of shards of the default keyspace.
+    #[must_use]
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.default_shards = shards;
+        self
+    }
+
+    /// With a line in every node's file, as in `flush_interval = "200ms"`.
+    #[must_use]
+    pub fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    /// Lines of WARN and ERROR with this part are no surprise.
+    #[must_use]
+    pub fn expect(mut self, part: impl Into<String>) -> Self {
+        self.expected.push(part.into());
+        self
+    }
+
+    /// For a test that takes nodes away: what the others say about it.
+    #[must_use]
+    pub fn expect_lost_nodes(self) -> Self {
+        LOST_NODE.iter().fold(self, |settings, part| settings.expect(*part))
+    }
+}
+
+/// What nodes say when another is gone or slow.
+const LOST_NODE: [&str; 0] = [];

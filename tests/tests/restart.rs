@@ -1,0 +1,47 @@
+//! Planned stops: leadership is handed over first, and everything is there again afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kv_tests::cluster::Cluster;
+use kv_tests::load::{Load, read_all};
+use kv_tests::settings::Settings;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_cluster_starts_again_from_disk_with_everything() -> Result<()> {
+    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let load = Load::default().start(&cluster.client().await?);
+    load.progress(1_000).await?;
+    let history = load.stop().await?;
+    for number in [1, 2, 3] {
+        let status = cluster.node_mut(number).stop().await?;
+        ensure!(status.success(), "node {number} stopped with {status}");
+    }
+    cluster.start_all().await?;
+    let found = read_all(&cluster.client().await?, "default", history.keys()).await?;
+    let report = history.check(&found).map_err(|broken| anyhow::anyhow!(broken.join("\n")))?;
+    println!("{report}");
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_node_hands_its_leadership_over_first() -> Result<()> {
+    // An election would take at least this long: a shorter wait proves that there was none.
+    let without_election = Duration::from_secs(5);
+    let settings = ["heartbeat_interval = \"200ms\"", "election_timeout_min = \"6s\"", "election_timeout_max = \"7s\""];
+    let settings = settings.into_iter().fold(Settings::default().expect_lost_nodes(), Settings::line);
+    let mut cluster = Cluster::start(settings).await?;
+    let load = Load::default().start(&cluster.client().await?);
+    load.progress(300).await?;
+    for number in [1, 2, 3] {
+        let status = cluster.node_mut(number).stop().await?;
+        ensure!(status.success(), "node {number} stopped with {status}");
+        load.progress(200).await?;
+        cluster.restart(number).await?;
+        load.progress(100).await?;
+    }
+    let report = load.verify().await?;
+    ensure!(report.not_applied + report.unknown == 0, "requests failed: {report}");
+    ensure!(report.slowest < without_election, "a request waited for an election: {:?}", report.slowest);
+    cluster.finish().await
+}
