@@ -6,13 +6,13 @@
 
 pub mod errors;
 
-pub mod key_range;
 pub mod keys;
 pub mod slot;
+pub mod key_range;
 
-pub mod ids;
 pub mod limits;
 pub mod timestamp;
+pub mod ids;
 
 /// Generated from `proto/`; the comments there are the reference.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

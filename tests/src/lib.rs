@@ -4,16 +4,16 @@
 //!
 //! Not here: the tests themselves (`tests/tests`, one file per theme).
 
-pub mod admin;
 pub mod cluster;
-pub mod history;
-pub mod load;
 pub mod settings;
+pub mod load;
+pub mod history;
 
-pub mod files;
+pub mod admin;
+pub mod node;
+pub mod raw;
 pub mod http;
 pub mod logs;
-pub mod node;
 pub mod ports;
-pub mod raw;
+pub mod files;
 pub mod wait;
