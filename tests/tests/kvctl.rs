@@ -1,0 +1,105 @@
+//! The command line tool against a real cluster: answers, exit codes, and what doctor names.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use kv_tests::cluster::Cluster;
+use kv_tests::node::binary;
+use kv_tests::settings::Settings;
+use serde_json::Value;
+use tokio::process::Command;
+
+/// What a command did.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+async fn kvctl(endpoints: &[String], arguments: &[&str]) -> Result<Ran> {
+    let mut command = Command::new(binary("kvctl")?);
+    command.env_remove("KV_ENDPOINTS").env_remove("KV_KEYSPACE").stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.arg("--endpoints").arg(endpoints.join(",")).args(arguments).output().await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
+
+/// The same, which must end with this code.
+async fn expect(endpoints: &[String], arguments: &[&str], code: i32) -> Result<Ran> {
+    let ran = kvctl(endpoints, arguments).await?;
+    let Ran { code: ended, stdout, stderr } = &ran;
+    ensure!(*ended == Some(code), "kvctl {arguments:?} ended with {ended:?}, not {code}:\n{stdout}\n{stderr}");
+    Ok(ran)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_is_written_and_read_from_any_endpoint() -> Result<()> {
+    let cluster = Cluster::of_three().await?;
+    for (n, node) in cluster.nodes().enumerate() {
+        let (only, key) = ([node.address()], format!("key{n}"));
+        expect(&only, &["put", &key, "one"], 0).await?;
+        ensure!(expect(&only, &["get", &key], 0).await?.stdout.contains("one"));
+        expect(&only, &["cas", &key, "--expect", "one", "--set", "two"], 0).await?;
+        expect(&only, &["cas", &key, "--expect", "one", "--set", "three"], 1).await?;
+        ensure!(expect(&only, &["get", &key], 0).await?.stdout.contains("two"));
+        ensure!(expect(&only, &["scan", "--prefix", &key], 0).await?.stdout.contains(&key));
+        expect(&only, &["del", &key], 0).await?;
+        expect(&only, &["get", &key], 1).await?;
+    }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_tell_what_went_wrong() -> Result<()> {
+    let cluster = Cluster::of_three().await?;
+    let endpoints = cluster.endpoints();
+    expect(&endpoints, &["put", "only-a-key"], 2).await?;
+    expect(&endpoints, &["put", "", "empty key"], 2).await?;
+    expect(&endpoints, &["-k", "nowhere", "get", "a"], 1).await?;
+    expect(&["127.0.0.1:1".to_owned()], &["--timeout", "1s", "get", "a"], 3).await?;
+    expect(&endpoints, &["put", "a", "--value-file", "/no/such/file"], 6).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_and_shards_are_listed_for_people_and_for_programs() -> Result<()> {
+    let cluster = Cluster::of_three().await?;
+    let endpoints = cluster.endpoints();
+    for arguments in [["node", "list"], ["shard", "list"], ["keyspace", "list"]] {
+        let table = expect(&endpoints, &arguments, 0).await?.stdout;
+        ensure!(table.lines().count() > 1, "{arguments:?} prints {table}");
+        let json = expect(&endpoints, &[&["-o", "json"], &arguments[..]].concat(), 0).await?.stdout;
+        serde_json::from_str::<Value>(&json).with_context(|| format!("{arguments:?} prints no JSON: {json}"))?;
+    }
+    expect(&endpoints, &["status"], 0).await?;
+    expect(&endpoints, &["health"], 0).await?;
+    expect(&endpoints, &["doctor"], 0).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_a_dead_node_and_the_command_that_helps() -> Result<()> {
+    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let endpoints = cluster.endpoints();
+    cluster.node_mut(3).kill().await?;
+    let found = expect(&endpoints, &["doctor"], 5).await?.stdout;
+    ensure!(found.contains("node 3"), "{found}");
+    ensure!(found.contains("kvctl") || found.contains("scripts/cluster"), "no command that helps: {found}");
+    cluster.restart(3).await?;
+    expect(&endpoints, &["doctor"], 0).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_is_created_used_and_deleted() -> Result<()> {
+    let cluster = Cluster::of_three().await?;
+    let endpoints = cluster.endpoints();
+    expect(&endpoints, &["keyspace", "create", "users", "--shards", "2"], 0).await?;
+    expect(&endpoints, &["keyspace", "create", "users", "--shards", "2"], 1).await?;
+    expect(&endpoints, &["-k", "users", "put", "a", "b"], 0).await?;
+    expect(&endpoints, &["get", "a"], 1).await?;
+    expect(&endpoints, &["keyspace", "delete", "users", "--yes"], 0).await?;
+    expect(&endpoints, &["-k", "users", "get", "a"], 1).await?;
+    cluster.finish().await
+}
