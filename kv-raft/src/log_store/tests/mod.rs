@@ -1,0 +1,167 @@
+//! The promises of the log engine: conformance to openraft, order and acknowledgement, crashes and damage.
+
+mod conformance;
+mod crash;
+mod damage;
+mod order;
+mod random;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use kv_proto::ids::{ReplicaId, ShardId};
+use kv_proto::timestamp::Timestamp;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use openraft::{EntryPayload, RaftLogReader};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::{LogEngine, LogMetrics, LogOptions, LogStore, OpenError};
+use crate::command::{Command, CommandBatch, EncodedCommand, Operation};
+use crate::types::{Entry, LeaderId, LogId, ShardRaft, Vote};
+
+/// Longest wait for anything that must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Holds up or fails the writer.
+#[derive(Debug, Default)]
+pub(super) struct Fault {
+    held: Mutex<bool>,
+    released: Condvar,
+    fails: AtomicBool,
+    writes: AtomicUsize,
+}
+
+impl Fault {
+    /// The writer stops before its next write until the guard is dropped.
+    pub(super) fn hold(&self) -> Held<'_> {
+        *self.held.lock() = true;
+        Held(self)
+    }
+
+    /// The next write fails as a disk would, and only that one.
+    pub(super) fn fail_next(&self) {
+        self.fails.store(true, Ordering::Release);
+    }
+
+    /// Writes that were begun.
+    pub(super) fn writes(&self) -> usize {
+        self.writes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn before_write(&self) -> Result<(), String> {
+        self.writes.fetch_add(1, Ordering::AcqRel);
+        self.released.wait_while(&mut self.held.lock(), |held| *held);
+        if self.fails.swap(false, Ordering::AcqRel) { Err("injected: the disk is gone".to_owned()) } else { Ok(()) }
+    }
+}
+
+/// Lets the writer go on when dropped.
+pub(super) struct Held<'a>(&'a Fault);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.0.held.lock() = false;
+        self.0.released.notify_all();
+    }
+}
+
+fn options() -> LogOptions {
+    LogOptions { memory_bytes: 0, metrics: LogMetrics::unregistered() }
+}
+
+fn open(dir: &Path) -> LogEngine {
+    LogEngine::open(dir, options()).unwrap()
+}
+
+fn try_open(dir: &Path) -> Result<LogEngine, OpenError> {
+    LogEngine::open(dir, options())
+}
+
+fn store(engine: &LogEngine, shard: u64) -> LogStore {
+    engine.store(ShardId(shard), ReplicaId(shard * 10)).unwrap()
+}
+
+fn log_id(term: u64, index: u64) -> LogId {
+    LogId { leader_id: LeaderId { term, node_id: 1 }, index }
+}
+
+fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+    let value = vec![u8::try_from(index % 251).unwrap(); bytes];
+    let command = Command {
+        session: None,
+        conditions: Vec::new(),
+        operations: vec![Operation::Put { key: b"k", value: &value }],
+    };
+    let batch = CommandBatch::new(Timestamp(term), &[EncodedCommand::new(&command)]);
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(batch) }
+}
+
+fn entries(term: u64, range: std::ops::Range<u64>) -> Vec<Entry> {
+    range.map(|index| entry(term, index, 20)).collect()
+}
+
+fn vote(term: u64) -> Vote {
+    Vote { leader_id: LeaderId { term, node_id: 1 }, committed: false }
+}
+
+type Answer = oneshot::Receiver<Result<(), std::io::Error>>;
+
+/// Appends and returns what the callback will say.
+async fn submit(store: &mut LogStore, entries: Vec<Entry>) -> Answer {
+    let (tx, rx) = ShardRaft::oneshot();
+    store.append(entries, IOFlushed::signal(tx)).await.unwrap();
+    rx
+}
+
+/// Appends and waits for the acknowledgement.
+async fn append(store: &mut LogStore, entries: Vec<Entry>) {
+    submit(store, entries).await.await.unwrap().unwrap();
+}
+
+async fn read(store: &LogStore) -> Vec<Entry> {
+    store.clone().get_log_reader().await.try_get_log_entries(..).await.unwrap()
+}
+
+/// What a restart would find.
+async fn reopened(dir: &Path, shard: u64) -> Vec<Entry> {
+    let engine = open(dir);
+    let found = read(&store(&engine, shard)).await;
+    engine.close().await;
+    found
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < DEADLINE, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Copies a folder in the order that never puts the note ahead of the database, and the write-ahead files last.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    let mut names: Vec<PathBuf> = std::fs::read_dir(from).unwrap().map(|item| item.unwrap().path()).collect();
+    names.sort_by_key(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name != super::acknowledged::FILE, name.ends_with(".log"), name)
+    });
+    for path in names {
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Files of a folder with what they hold, but for RocksDB's own diary, which names each attempt to open.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with("LOG"))
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
