@@ -65,6 +65,12 @@ pub enum DataError {
         /// The oldest readable one.
         oldest: Timestamp,
     },
+    /// The key is not one the replica holds.
+    #[error("key {key} is not in this shard")]
+    OutsideRange {
+        /// The encoded key, escaped.
+        key: String,
+    },
     /// What was received is not the snapshot that was announced.
     #[error("snapshot refused: {0}")]
     BadSnapshot(String),

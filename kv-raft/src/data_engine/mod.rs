@@ -1,40 +1,53 @@
 //! The data of all replicas of a node in one RocksDB without a write-ahead log: the committed Raft log is the log.
+//!
+//! After a crash every table is as of the last flush, together with the applied log id of each replica, and consensus
+//! applies the rest of the log again. Each replica's data lies under an extent of its own; a snapshot is installed
+//! under a new one.
+//!
+//! Invariants: tables are flushed together; a replica is durable when `create` returns, and a destroyed replica's id
+//! never comes back; what no record names is deleted at open; after the first failure nothing is written.
+//!
+//! Not here: what an entry does (state machine); the log (log store).
 
-#![allow(clippy::unused_self, clippy::unused_async, clippy::missing_errors_doc)]
-
+mod checksum;
+mod collect;
 mod error;
+mod extents;
+mod holding;
+pub(crate) mod keys;
+mod options;
+mod read;
+pub(crate) mod rows;
+mod store;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use kv_proto::ids::{ExtentId, ReplicaId, ShardId};
+use kv_proto::ids::{ReplicaId, ShardId};
 use kv_proto::key_range::KeyRange;
 use kv_proto::timestamp::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use rocksdb::{Direction, IteratorMode, WriteBatch};
 
+use self::collect::Safepoints;
+use self::extents::Extents;
+use self::rows::damaged;
+
+pub(crate) use self::collect::Held;
 pub use self::error::{CreateError, DataError, OpenError};
-use crate::command::Versioned;
-use crate::types::LogId;
+pub(crate) use self::extents::Extent;
+pub use self::holding::ReplicaRecord;
+pub(crate) use self::holding::{Holding, Progress};
+pub use self::options::DataOptions;
+pub(crate) use self::options::{Table, snapshot_file};
+pub use self::read::{ReadView, ScanEntry, ScanPage, ScanSpec};
+pub(crate) use self::store::{Pinned, Store};
+use crate::types::{LogId, StoredMembership};
 
-/// How much the engine may use.
-#[derive(Clone, Debug)]
-pub struct DataOptions {
-    /// Memory for write buffers and block cache together, in bytes.
-    pub memory_bytes: usize,
-    /// Threads for flushes and compactions.
-    pub background_threads: usize,
-    /// Bytes per second that flushes and compactions may write together; 0 is unlimited.
-    pub background_bytes_per_second: u64,
-    /// If all tables together are at most this long, every block is checked at open, in bytes.
-    pub verify_bytes: u64,
-}
-
-impl Default for DataOptions {
-    fn default() -> Self {
-        Self { memory_bytes: 256 << 20, background_threads: 2, background_bytes_per_second: 0, verify_bytes: 128 << 20 }
-    }
-}
+/// Files on their way in or out lie here, and go at open.
+const SCRATCH: &str = "scratch";
 
 /// What a new replica is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,140 +62,245 @@ pub struct NewReplica {
     pub retention: Duration,
 }
 
-/// What the engine knows of a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaRecord {
-    /// Its shard.
-    pub shard: ShardId,
-    /// Its id.
-    pub replica: ReplicaId,
-    /// Where its data lies.
-    pub extent: ExtentId,
-    /// The encoded keys it holds.
-    pub range: KeyRange,
-    /// How long overwritten versions stay readable.
-    pub retention: Duration,
-    /// The last entry applied.
-    pub applied: Option<LogId>,
-    /// Commit timestamp of the last command applied.
-    pub last_commit: Timestamp,
-    /// Timestamps before this one are not readable.
-    pub safepoint: Timestamp,
-}
-
 /// The engine; clones share it.
 #[derive(Clone)]
-pub struct DataEngine;
+pub struct DataEngine(Arc<Inner>);
+
+struct Inner {
+    store: Arc<Store>,
+    safepoints: Arc<Safepoints>,
+    extents: Extents,
+    holdings: RwLock<BTreeMap<ShardId, Arc<Holding>>>,
+    /// One creation or destruction at a time.
+    roster: Mutex<()>,
+    /// One flush at a time; those that wait find their work done.
+    flushing: Mutex<()>,
+}
 
 impl DataEngine {
     /// Opens or creates the folder. Deletes what no replica record names. Blocking.
-    pub fn open(_dir: &Path, _options: DataOptions) -> Result<Self, OpenError> {
-        Ok(Self)
+    pub fn open(dir: &Path, options: DataOptions) -> Result<Self, OpenError> {
+        let safepoints = Arc::<Safepoints>::default();
+        let store = Arc::new(Store::open(dir, &options, &safepoints)?);
+        let damaged = |error: DataError| OpenError::Damaged { dir: dir.to_owned(), what: error.to_string() };
+        let extents = Extents::open(&store).map_err(damaged)?;
+        let holdings = load_holdings(&store, &extents).map_err(damaged)?;
+        let named: Vec<_> = holdings.values().map(|holding| holding.progress().extent.id()).collect();
+        let deleted = extents::delete_unnamed(&store, &named).map_err(damaged)?;
+        if deleted > 0 {
+            tracing::info!(extents = deleted, "deleted what unfinished snapshots and destroyed replicas left behind");
+        }
+        let scratch = dir.join(SCRATCH);
+        let cleared = if scratch.exists() { std::fs::remove_dir_all(&scratch) } else { Ok(()) };
+        cleared
+            .and_then(|()| std::fs::create_dir(&scratch))
+            .map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        let engine = Self(Arc::new(Inner {
+            store,
+            safepoints,
+            extents,
+            holdings: RwLock::new(holdings),
+            roster: Mutex::new(()),
+            flushing: Mutex::new(()),
+        }));
+        engine.publish_safepoints();
+        Ok(engine)
     }
+
     /// The replicas held here, by shard.
     #[must_use]
     pub fn replicas(&self) -> Vec<ReplicaRecord> {
-        Vec::new()
+        self.0.holdings.read().values().map(|holding| holding.record()).collect()
     }
+
     /// Creates an empty replica; it is durable when this returns. Blocking.
     pub fn create(&self, new: NewReplica) -> Result<ReplicaRecord, CreateError> {
-        Err(DataError::NotHeld(new.shard).into())
+        let NewReplica { shard, replica, range, retention } = new;
+        let _roster = self.0.roster.lock();
+        if let Some(present) = self.0.holdings.read().get(&shard) {
+            return Err(CreateError::Exists { shard, replica: present.replica });
+        }
+        if let Some(destroyed) = self.tombstone(shard)?.filter(|destroyed| replica <= *destroyed) {
+            return Err(CreateError::Destroyed { shard, replica, destroyed });
+        }
+        let extent = self.0.extents.allot(&self.0.store)?;
+        let progress = Progress {
+            extent: Arc::clone(&extent),
+            range,
+            applied: None,
+            membership: Arc::new(StoredMembership::default()),
+            last_commit: Timestamp(0),
+            safepoint: Timestamp(0),
+        };
+        let holding = Arc::new(Holding::new(shard, replica, retention, progress));
+        let mut batch = WriteBatch::default();
+        holding.put_rows(&self.0.store, &holding.progress(), &mut batch);
+        self.0.store.write(batch)?;
+        self.0.store.flush()?;
+        extent.keep();
+        let record = holding.record();
+        self.0.holdings.write().insert(shard, holding);
+        Ok(record)
     }
-    /// Destroys the replica and leaves a tombstone; both are durable when this returns. Blocking.
+
+    /// Destroys the replica and leaves a tombstone; both are durable when this returns. Its data goes once nobody
+    /// reads it. Blocking.
     pub fn destroy(&self, shard: ShardId) -> Result<(), DataError> {
-        Err(DataError::NotHeld(shard))
+        let _roster = self.0.roster.lock();
+        let holding = self.holding(shard)?;
+        let destroyed = self.tombstone(shard)?.map_or(holding.replica, |before| before.max(holding.replica));
+        let mut writer = holding.writer();
+        let meta = self.0.store.table(Table::Meta);
+        let mut batch = WriteBatch::default();
+        batch.put_cf(meta, keys::meta_tombstone(shard), destroyed.0.to_be_bytes());
+        batch.delete_cf(meta, keys::meta_record(shard));
+        batch.delete_cf(meta, keys::meta_applied(shard));
+        batch.delete_cf(meta, keys::meta_membership(shard));
+        self.0.store.write(batch)?;
+        writer.destroyed = true;
+        drop(writer);
+        self.0.store.flush()?;
+        self.0.holdings.write().remove(&shard);
+        holding.progress().extent.doom();
+        drop(holding);
+        self.0.extents.collect(&self.0.store)
     }
+
+    fn tombstone(&self, shard: ShardId) -> Result<Option<ReplicaId>, DataError> {
+        let store = &self.0.store;
+        let row = store.checked(store.db().get_cf(store.table(Table::Meta), keys::meta_tombstone(shard)))?;
+        let decode = |row: Vec<u8>| row.as_slice().try_into().map(u64::from_be_bytes).map_err(|_| damaged("tombstone"));
+        row.map(decode).transpose().map(|id| id.map(ReplicaId))
+    }
+
     /// Makes everything applied so far durable and tells up to where that is, for each shard that applied anything.
     pub async fn flush(&self) -> Result<BTreeMap<ShardId, LogId>, DataError> {
-        Ok(BTreeMap::new())
+        let engine = self.clone();
+        let flushed = tokio::task::spawn_blocking(move || engine.flush_now()).await;
+        flushed.unwrap_or_else(|stopped| Err(DataError::Failed(stopped.to_string())))
     }
+
+    /// As [`DataEngine::flush`]. Blocking.
+    pub(crate) fn flush_now(&self) -> Result<BTreeMap<ShardId, LogId>, DataError> {
+        let _turn = self.0.flushing.lock();
+        self.flush_in_turn()
+    }
+
+    /// Flushes unless the replica's state is durable through `applied` already. Those that wait for one another's
+    /// flush need none of their own. Blocking.
+    pub(crate) fn flush_through(&self, holding: &Holding, applied: Option<LogId>) -> Result<(), DataError> {
+        let _turn = self.0.flushing.lock();
+        if holding.durable().applied < applied { self.flush_in_turn().map(|_| ()) } else { Ok(()) }
+    }
+
+    fn flush_in_turn(&self) -> Result<BTreeMap<ShardId, LogId>, DataError> {
+        self.0.extents.collect(&self.0.store)?;
+        let holdings: Vec<Arc<Holding>> = self.0.holdings.read().values().cloned().collect();
+        let reached: Vec<_> = holdings.iter().map(|holding| holding.progress()).collect();
+        self.0.store.flush()?;
+        let mut durable = BTreeMap::new();
+        for (holding, progress) in holdings.iter().zip(reached) {
+            if let Some(applied) = progress.applied {
+                durable.insert(holding.shard, applied);
+            }
+            holding.note_durable(progress);
+        }
+        self.publish_safepoints();
+        Ok(durable)
+    }
+
+    fn publish_safepoints(&self) {
+        let holdings = self.0.holdings.read();
+        let durable = holdings.values().map(|holding| holding.durable());
+        self.0.safepoints.publish(durable.map(|durable| (durable.extent.id(), durable.safepoint)).collect());
+    }
+
     /// What is applied, to read from.
     pub fn view(&self, shard: ShardId) -> Result<ReadView, DataError> {
-        Err(DataError::NotHeld(shard))
+        Ok(ReadView::new(Arc::clone(&self.0.store), self.holding(shard)?))
     }
+
     /// A deterministic digest of the replica's state and the entry it belongs to: replicas that applied the same
     /// entries have the same. Blocking; reads everything.
     pub fn checksum(&self, shard: ShardId) -> Result<(Option<LogId>, u64), DataError> {
-        Err(DataError::NotHeld(shard))
+        let holding = self.holding(shard)?;
+        let (pinned, progress, _held) = self.pin(&holding);
+        let digest = checksum::of(&self.0.store, &pinned, &progress)?;
+        Ok((progress.applied, digest))
     }
-    /// Bytes on disk of the replica's data, roughly.
+
+    /// A view of the whole database with the progress it shows, and what keeps old versions in it.
+    pub(crate) fn pin(&self, holding: &Holding) -> (Pinned, Arc<Progress>, Held) {
+        let _writer = holding.writer();
+        let progress = holding.progress();
+        let held = self.0.safepoints.hold(progress.extent.id(), progress.safepoint);
+        (Pinned::take(&self.0.store), progress, held)
+    }
+
+    /// Bytes on disk of the replica's data, roughly; 0 if it is not held here.
     #[must_use]
-    pub fn estimated_bytes(&self, _shard: ShardId) -> u64 {
-        0
+    pub fn estimated_bytes(&self, shard: ShardId) -> u64 {
+        let Ok(holding) = self.holding(shard) else { return 0 };
+        let progress = holding.progress();
+        let (extent, store) = (progress.extent.id(), &self.0.store);
+        let size = |table, (start, end): (Vec<u8>, Vec<u8>)| -> u64 {
+            let range = rocksdb::Range::new(&start, &end);
+            store.db().get_approximate_sizes_cf(store.table(table), &[range]).into_iter().sum()
+        };
+        let whole = || (keys::extent_start(extent), keys::extent_end(extent));
+        size(Table::Latest, keys::latest_range(extent, &progress.range))
+            + size(Table::History, keys::history_range(extent, &progress.range))
+            + size(Table::Changes, whole())
     }
+
     /// Waits until the engine failed and says why: the process must end.
     pub async fn failed(&self) -> String {
-        std::future::pending().await
+        self.0.store.failed().await
     }
-    /// Flushes and stops background work.
-    pub async fn close(&self) {}
+
+    /// Flushes and stops background work. Call when nothing applies any more.
+    pub async fn close(&self) {
+        if let Err(error) = self.flush().await {
+            tracing::error!(%error, "the last flush failed: what it lacks is applied again from the log");
+        }
+        let engine = self.clone();
+        let stopped = tokio::task::spawn_blocking(move || engine.0.store.db().cancel_all_background_work(true)).await;
+        if let Err(error) = stopped {
+            tracing::warn!(%error, "background work did not stop");
+        }
+    }
+
+    pub(crate) fn holding(&self, shard: ShardId) -> Result<Arc<Holding>, DataError> {
+        self.0.holdings.read().get(&shard).cloned().ok_or(DataError::NotHeld(shard))
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    /// A new extent, doomed until it is kept.
+    pub(crate) fn allot_extent(&self) -> Result<Arc<Extent>, DataError> {
+        self.0.extents.allot(&self.0.store)
+    }
+
+    /// Deletes extents nobody holds any more.
+    pub(crate) fn collect_extents(&self) -> Result<(), DataError> {
+        self.0.extents.collect(&self.0.store)
+    }
+
+    /// Where files on their way in or out lie.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.0.store.dir().join(SCRATCH)
+    }
 }
 
-/// What a scan returns.
-#[derive(Clone, Debug)]
-pub struct ScanSpec {
-    /// Encoded keys; cut to the replica's range.
-    pub range: KeyRange,
-    /// Most entries of the page, at least 1.
-    pub limit_entries: usize,
-    /// The page ends once keys and values reach this many bytes.
-    pub limit_bytes: usize,
-    /// Leaves values empty.
-    pub keys_only: bool,
-    /// The state at this timestamp instead of the latest.
-    pub at: Option<Timestamp>,
-    /// From the end of the range down.
-    pub reverse: bool,
-}
-
-/// One key of a scan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScanEntry {
-    /// Encoded key.
-    pub key: Bytes,
-    /// Its value and when it was written.
-    pub versioned: Versioned,
-}
-
-/// One page of a scan.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ScanPage {
-    /// In key order, descending if the scan is reverse.
-    pub entries: Vec<ScanEntry>,
-    /// Bound of what is left: the next range's start, or its end if the scan is reverse. None if nothing is.
-    pub next: Option<Bytes>,
-}
-
-/// A replica's applied state to read from; cheap to clone. Each call reads one consistent state, which is the one at
-/// [`ReadView::applied`] or a later one. All calls block on disk if the cache misses.
-#[derive(Clone)]
-pub struct ReadView;
-
-impl ReadView {
-    /// The latest version of a key.
-    pub fn get(&self, _key: &[u8]) -> Result<Option<Versioned>, DataError> {
-        Ok(None)
+fn load_holdings(store: &Store, extents: &Extents) -> Result<BTreeMap<ShardId, Arc<Holding>>, DataError> {
+    let mut holdings = BTreeMap::new();
+    let first = keys::meta_record(ShardId(0));
+    for row in store.db().iterator_cf(store.table(Table::Meta), IteratorMode::From(&first, Direction::Forward)) {
+        let (key, value) = store.checked(row)?;
+        let Some(shard) = keys::decode_record(&key) else { break };
+        holdings.insert(shard, Arc::new(Holding::load(store, extents, shard, &value)?));
     }
-    /// The version of a key at a timestamp.
-    pub fn get_at(&self, _key: &[u8], _at: Timestamp) -> Result<Option<Versioned>, DataError> {
-        Ok(None)
-    }
-    /// Several keys of one state, the latest or that at a timestamp, in the order asked.
-    pub fn get_many(&self, _keys: &[&[u8]], _at: Option<Timestamp>) -> Result<Vec<Option<Versioned>>, DataError> {
-        Ok(Vec::new())
-    }
-    /// One page.
-    pub fn scan(&self, _spec: &ScanSpec) -> Result<ScanPage, DataError> {
-        Ok(ScanPage::default())
-    }
-    /// The last entry applied when the view was taken.
-    #[must_use]
-    pub fn applied(&self) -> Option<LogId> {
-        None
-    }
-    /// Commit timestamp of the last command applied when the view was taken.
-    #[must_use]
-    pub fn last_commit(&self) -> Timestamp {
-        Timestamp(0)
-    }
+    Ok(holdings)
 }

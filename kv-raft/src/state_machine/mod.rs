@@ -1,21 +1,52 @@
-//! What a committed entry does to a replica's state.
+//! What a committed entry does to a replica's state, and how that state travels as a snapshot.
+//!
+//! Invariants: an entry is applied only after the local log is durable through it, since consensus hands over entries
+//! that may not be on this disk yet, and the state must never be ahead of the log; every responder is answered.
+//!
+//! **Snapshots and purging.** Consensus purges the log up to the snapshot it knows of, so it may only know of state
+//! that is on disk. What it learns at run time comes from [`SnapshotBuilder`], which reports the state as of the last
+//! flush and holds no data. What it learns at start comes from `get_current_snapshot`, which flushes before it answers.
+//! The same call serves a follower that needs a snapshot: it pins a view of the state as applied at that moment and
+//! reports exactly that entry, which is at or after everything purged. So a snapshot's meta always names the entry its
+//! data belongs to.
+//!
+//! Not here: where the data lies (data engine); the way over the network (transport).
 
-#![allow(clippy::unused_self, clippy::unused_async, clippy::missing_errors_doc)]
+mod apply;
+mod decide;
+mod overlay;
+mod session;
+mod sink;
+mod snapshot;
+mod source;
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
-use kv_proto::ids::{ExtentId, ShardId};
+use kv_proto::ids::ShardId;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
-use openraft::{OptionalSend, RaftSnapshotBuilder};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
 
+use self::apply::{Chunk, Core};
+pub use self::sink::{ReceivedSnapshot, SnapshotSink};
+pub use self::snapshot::{SnapshotBuilder, SnapshotData, SnapshotView};
+pub use self::source::{SnapshotFile, SnapshotSource};
 use crate::data_engine::{DataEngine, DataError};
-use crate::metrics::RaftMetrics;
+use crate::metrics::{RaftMetrics, Stage};
 use crate::types::{LeaderId, LogId, Member, ShardRaft, SnapshotMeta, StoredMembership};
+
+/// Entries of one write: enough to hide its cost, few enough that replies do not wait for each other.
+const CHUNK_ENTRIES: usize = 256;
+
+/// Bytes of one write, but for a single larger entry.
+const CHUNK_BYTES: usize = 2 << 20;
+
+/// Chunks longer than this leave the async threads: copying them takes about as long as handing them over.
+const INLINE_BYTES: usize = 64 << 10;
 
 /// A shard's log, as far as apply must wait for it.
 pub trait LogWait: Send + Sync + 'static {
@@ -25,113 +56,80 @@ pub trait LogWait: Send + Sync + 'static {
     fn wait_durable(&self, index: u64) -> BoxFuture<'_, io::Result<()>>;
 }
 
+/// What [`RaftStateMachine`] calls a snapshot.
+pub type ShardSnapshot = Snapshot<LeaderId, u64, Member, SnapshotData>;
+
 /// A replica's state machine.
-pub struct StateMachine;
+pub struct StateMachine {
+    shard: ShardId,
+    core: Arc<Mutex<Core>>,
+    log: Arc<dyn LogWait>,
+    metrics: Arc<RaftMetrics>,
+}
 
 impl DataEngine {
     /// The state machine of a replica held here. Blocking: loads its sessions.
     pub fn state_machine(
         &self,
-        _shard: ShardId,
-        _log: Arc<dyn LogWait>,
-        _metrics: Arc<RaftMetrics>,
+        shard: ShardId,
+        log: Arc<dyn LogWait>,
+        metrics: Arc<RaftMetrics>,
     ) -> Result<StateMachine, DataError> {
-        Ok(StateMachine)
+        let core = Core::load(self.clone(), self.holding(shard)?)?;
+        Ok(StateMachine { shard, core: Arc::new(Mutex::new(core)), log, metrics })
     }
 
     /// Allots an extent for a snapshot that is about to be received, and a folder for its files. What is dropped before
-    /// it is installed leaves nothing behind. Blocking.
-    pub fn receive_snapshot(&self, shard: ShardId, _meta: SnapshotMeta) -> Result<SnapshotSink, DataError> {
-        Err(DataError::NotHeld(shard))
+    /// it is installed leaves nothing behind. Blocking now and then.
+    pub fn receive_snapshot(&self, shard: ShardId, meta: SnapshotMeta) -> Result<SnapshotSink, DataError> {
+        SnapshotSink::new(self.clone(), shard, meta)
     }
 }
 
-/// What openraft hands around as a snapshot: cheap, holds no data in memory.
-pub enum SnapshotData {
-    /// A consistent view of a replica held here; to be sent by a [`SnapshotSource`].
-    View(SnapshotView),
-    /// Files received by a [`SnapshotSink`]; to be installed.
-    Received(ReceivedSnapshot),
-    /// Says only up to where the state is durable.
-    Durable,
-}
-
-/// A replica's state at one applied entry, pinned until dropped.
-pub struct SnapshotView;
-
-/// All files of a snapshot, checked, on this node's disk.
-pub struct ReceivedSnapshot;
-
-/// One file of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotFile {
-    /// Position, from 0.
-    pub file: u32,
-    /// "latest", "history", "changes" or "meta".
-    pub table: &'static str,
-    /// Where it lies.
-    pub path: PathBuf,
-    /// Its length.
-    pub bytes: u64,
-    /// CRC32C of the whole file.
-    pub checksum: u32,
-}
-
-/// Writes a view as SST files for the receiver's extent, one at a time.
-pub struct SnapshotSource;
-
-impl SnapshotSource {
-    /// Files are made in a scratch folder of the engine, each deleted when the next one is asked for.
-    pub fn new(_view: SnapshotView, _extent: ExtentId) -> Result<Self, DataError> {
-        Ok(Self)
-    }
-    /// The next file; None after the last. Runs on a blocking thread.
-    pub async fn next_file(&mut self) -> Result<Option<SnapshotFile>, DataError> {
-        Ok(None)
-    }
-    /// The folder files are made in.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        Path::new("")
-    }
-}
-
-/// Takes the files of a snapshot into a scratch folder of the engine.
-pub struct SnapshotSink;
-
-impl SnapshotSink {
-    /// The extent the files' keys must lie under.
-    #[must_use]
-    pub fn extent(&self) -> ExtentId {
-        ExtentId(0)
-    }
-    /// Begins a file; files come in order.
-    pub async fn begin_file(&mut self, _file: u32, _table: &str, _bytes: u64, _checksum: u32) -> Result<(), DataError> {
+impl StateMachine {
+    async fn apply_chunk(&self, entries: Vec<EntryResponder<ShardRaft>>, bytes: usize) -> io::Result<()> {
+        let Some(last) = entries.last().map(|(entry, _)| entry.log_id.index) else { return Ok(()) };
+        let started = Instant::now();
+        if !self.log.is_durable(last) {
+            self.log.wait_durable(last).await?;
+        }
+        let replies = self.decide_and_write(&entries, bytes)?;
+        for ((_, responder), replies) in entries.into_iter().zip(replies) {
+            if let Some(responder) = responder {
+                responder.send(replies);
+            }
+        }
+        self.metrics.observe(Stage::Apply, started);
         Ok(())
     }
-    /// Appends to the file begun last; refuses gaps and altered data.
-    pub async fn write_chunk(
-        &mut self,
-        _file: u32,
-        _offset: u64,
-        _data: Bytes,
-        _checksum: u32,
-    ) -> Result<(), DataError> {
-        Ok(())
+
+    fn decide_and_write(
+        &self,
+        entries: &[EntryResponder<ShardRaft>],
+        bytes: usize,
+    ) -> Result<Vec<crate::command::Replies>, DataError> {
+        let chunk = Chunk::decode(self.shard, entries.iter().map(|(entry, _)| entry))?;
+        let mut core = self.core.lock();
+        let blocks = chunk.reads || bytes > INLINE_BYTES || core.may_block();
+        if blocks { off_async_threads(|| core.apply(&chunk)) } else { core.apply(&chunk) }
     }
-    /// Ends the snapshot: the number of files must be what came, each complete.
-    pub async fn finish(self, _files: u32) -> Result<SnapshotData, DataError> {
-        Ok(SnapshotData::Durable)
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&mut Core) -> Result<T, DataError> + Send + 'static,
+    ) -> io::Result<T> {
+        let core = Arc::clone(&self.core);
+        let done = tokio::task::spawn_blocking(move || run(&mut core.lock())).await;
+        done.map_err(io::Error::other)?.map_err(io::Error::from)
     }
 }
 
-/// Reports up to where the state is durable, so that the log before it may be purged.
-pub struct SnapshotBuilder;
-
-impl RaftSnapshotBuilder<ShardRaft> for SnapshotBuilder {
-    type SnapshotData = SnapshotData;
-    async fn build_snapshot(&mut self) -> io::Result<Snapshot<LeaderId, u64, Member, SnapshotData>> {
-        Err(io::Error::other("nothing is durable yet"))
+/// Runs what may block so that other tasks go on elsewhere; a runtime of one thread has no elsewhere.
+fn off_async_threads<T>(run: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(run),
+        Ok(_) | Err(_) => run(),
     }
 }
 
@@ -140,24 +138,61 @@ impl RaftStateMachine<ShardRaft> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((None, StoredMembership::default()))
+        let progress = self.core.lock().holding().progress();
+        Ok((progress.applied, StoredMembership::clone(&progress.membership)))
     }
+
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
     where
         Strm: Stream<Item = io::Result<EntryResponder<ShardRaft>>> + Unpin + OptionalSend,
     {
-        while let Some(entry) = entries.next().await {
-            entry?;
+        let mut chunk = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                bytes += batch.as_bytes().len();
+            }
+            chunk.push((entry, responder));
+            if chunk.len() >= CHUNK_ENTRIES || bytes >= CHUNK_BYTES {
+                self.apply_chunk(std::mem::take(&mut chunk), bytes).await?;
+                bytes = 0;
+            }
         }
-        Ok(())
+        self.apply_chunk(chunk, bytes).await
     }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        let core = self.core.lock();
+        let deferred = !force && core.holding().durable().applied.is_none();
+        (!deferred).then(|| SnapshotBuilder::new(core.engine().clone(), Arc::clone(core.holding()), force))
+    }
+
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder
+        let core = self.core.lock();
+        SnapshotBuilder::new(core.engine().clone(), Arc::clone(core.holding()), true)
     }
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, _snapshot: SnapshotData) -> io::Result<()> {
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let received = match snapshot {
+            SnapshotData::Received(received) => received,
+            SnapshotData::View(view) => {
+                let engine = self.core.lock().engine().clone();
+                let sink = engine.receive_snapshot(self.shard, meta.clone())?;
+                sink::copy(view, sink).await?
+            }
+            SnapshotData::Durable => return Err(DataError::BadSnapshot("it holds no data".to_owned()).into()),
+        };
+        let expected = meta.clone();
+        self.blocking(move |core| core.install(&expected, received)).await?;
+        tracing::info!(shard = %self.shard, %meta, "installed a snapshot");
         Ok(())
     }
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot<LeaderId, u64, Member, SnapshotData>>> {
-        Ok(None)
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<ShardSnapshot>> {
+        if self.core.lock().holding().progress().applied.is_none() {
+            return Ok(None);
+        }
+        self.blocking(|core| SnapshotView::take(core.engine(), core.holding())).await.map(|view| Some(view.into()))
     }
 }

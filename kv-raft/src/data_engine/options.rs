@@ -1,0 +1,177 @@
+//! How RocksDB is set up. All memory comes from one budget.
+//!
+//! Not here: what the tables hold (keys, rows).
+
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionPri, DBCompressionType, Options,
+};
+
+use super::collect::{CollectorFactory, Safepoints};
+
+/// How much the engine may use.
+#[derive(Clone, Debug)]
+pub struct DataOptions {
+    /// Memory for write buffers and block cache together, in bytes.
+    pub memory_bytes: usize,
+    /// Threads for flushes and compactions.
+    pub background_threads: u16,
+    /// Bytes per second that flushes and compactions may write together; 0 is unlimited.
+    pub background_bytes_per_second: u64,
+    /// If all tables together are at most this long, every block is checked at open, in bytes.
+    pub verify_bytes: u64,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self { memory_bytes: 256 << 20, background_threads: 2, background_bytes_per_second: 0, verify_bytes: 128 << 20 }
+    }
+}
+
+/// A quarter absorbs a burst of writes between two flushes; the rest caches what is read.
+const WRITE_BUFFER_SHARE: usize = 4;
+
+/// Write buffers of one table before its writers wait: one that fills, three that are flushed.
+const WRITE_BUFFERS: u16 = 4;
+
+/// Below this a flush makes files so small that compaction cannot keep up.
+const WRITE_BUFFER_BYTES_MIN: usize = 1 << 20;
+
+/// Blocks of point reads: small enough to read one in one disk access, large enough to compress.
+const BLOCK_BYTES: usize = 8 << 10;
+
+/// Bits per key of a filter as good as a bloom filter of this many: one read in a hundred touches a file in vain.
+const FILTER_BITS: f64 = 10.0;
+
+/// Files of this length keep a terabyte below [`OPEN_FILES_MAX`] times four.
+const TABLE_FILE_BYTES: u64 = 64 << 20;
+
+/// File handles kept open; below the usual limit of a service.
+const OPEN_FILES_MAX: i32 = 4096;
+
+/// Dirty pages are written back in steps of this length, so that a sync at the end has little left to wait for.
+const BYTES_PER_SYNC: u64 = 1 << 20;
+
+/// Refill period of the rate limiter and the share of low-priority requests in it: RocksDB's defaults.
+const RATE_REFILL_MICROS: i64 = 100_000;
+const RATE_FAIRNESS: i32 = 10;
+
+/// The tables, one column family each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    Latest,
+    History,
+    Changes,
+    Meta,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 4] = [Self::Latest, Self::History, Self::Changes, Self::Meta];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Latest => "latest",
+            Self::History => "history",
+            Self::Changes => "changes",
+            Self::Meta => "meta",
+        }
+    }
+
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+}
+
+/// Options of the whole database.
+pub(crate) fn database(options: &DataOptions, create: bool) -> Options {
+    let mut db = Options::default();
+    db.create_if_missing(create);
+    db.create_missing_column_families(create);
+    db.set_paranoid_checks(true);
+    // The applied log id and the data it belongs to reach the disk together or not at all.
+    db.set_atomic_flush(true);
+    db.set_db_write_buffer_size(write_buffers(options));
+    db.set_max_background_jobs(i32::from(options.background_threads.max(2)));
+    db.set_max_open_files(OPEN_FILES_MAX);
+    db.set_bytes_per_sync(BYTES_PER_SYNC);
+    // Two info logs of bounded length; what matters is in our own log.
+    db.set_keep_log_file_num(2);
+    db.set_max_log_file_size(1 << 20);
+    db.set_stats_dump_period_sec(0);
+    if let Ok(rate @ 1..) = i64::try_from(options.background_bytes_per_second) {
+        db.set_ratelimiter(rate, RATE_REFILL_MICROS, RATE_FAIRNESS);
+    }
+    db
+}
+
+/// The column families with their options; one block cache serves all.
+pub(crate) fn tables(options: &DataOptions, safepoints: &Arc<Safepoints>) -> Vec<ColumnFamilyDescriptor> {
+    let budget = options.memory_bytes.saturating_sub(write_buffers(options));
+    let cache = Cache::new_lru_cache(budget);
+    let describe =
+        |table: Table| ColumnFamilyDescriptor::new(table.name(), of_table(table, options, &cache, safepoints));
+    let mut all = vec![ColumnFamilyDescriptor::new("default", Options::default())];
+    all.extend(Table::ALL.map(describe));
+    all
+}
+
+/// Options of files that are written to be ingested elsewhere.
+pub(crate) fn snapshot_file(table: Table) -> Options {
+    let mut out = Options::default();
+    out.set_block_based_table_factory(&blocks(table));
+    out.set_compression_type(DBCompressionType::Lz4);
+    out
+}
+
+fn of_table(table: Table, options: &DataOptions, cache: &Cache, safepoints: &Arc<Safepoints>) -> Options {
+    let mut blocks = blocks(table);
+    blocks.set_block_cache(cache);
+    let mut out = Options::default();
+    out.set_block_based_table_factory(&blocks);
+    out.set_write_buffer_size(write_buffers(options) / usize::from(WRITE_BUFFERS / 2));
+    out.set_max_write_buffer_number(i32::from(WRITE_BUFFERS));
+    // lz4 costs next to nothing where files are rewritten often; nine tenths of the data lie in the bottom level, where
+    // zstd halves it once more.
+    out.set_compression_type(DBCompressionType::Lz4);
+    out.set_bottommost_compression_type(DBCompressionType::Zstd);
+    out.set_target_file_size_base(TABLE_FILE_BYTES);
+    // Files that overlap least below first: least rewriting per byte written.
+    out.set_compaction_pri(CompactionPri::MinOverlappingRatio);
+    out.set_level_compaction_dynamic_level_bytes(true);
+    match table {
+        Table::History | Table::Changes => {
+            out.set_compaction_filter_factory(CollectorFactory::new(Arc::clone(safepoints)));
+        }
+        Table::Latest | Table::Meta => {}
+    }
+    out
+}
+
+fn blocks(table: Table) -> BlockBasedOptions {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_format_version(5);
+    blocks.set_block_size(BLOCK_BYTES);
+    // Indexes and filters of data larger than memory do not fit either: they are cut up and cached like data, with
+    // their top level pinned.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_top_level_index_and_filter(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    match table {
+        // Point reads. A ribbon filter is a third smaller than a bloom filter; fresh files, which live shortly, get
+        // the bloom filter that is cheaper to make.
+        Table::Latest | Table::Meta => {
+            blocks.set_hybrid_ribbon_filter(FILTER_BITS, 1);
+            blocks.set_whole_key_filtering(true);
+        }
+        // Read by seeking only: a filter would never be asked.
+        Table::History | Table::Changes => {}
+    }
+    blocks
+}
+
+fn write_buffers(options: &DataOptions) -> usize {
+    (options.memory_bytes / WRITE_BUFFER_SHARE).max(WRITE_BUFFER_BYTES_MIN * usize::from(WRITE_BUFFERS))
+}

@@ -1,0 +1,190 @@
+//! The RocksDB below the data engine: opening it, writing without a write-ahead log, and its one failure.
+//!
+//! Invariants: every write goes through [`Store::write`], which never uses the write-ahead log; after the first failure
+//! every write is refused, and the failure is told to whoever waits for it.
+//!
+//! Not here: what is written (engine, state machine).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rocksdb::{
+    ColumnFamily, DB, ErrorKind, FlushOptions, IteratorMode, ReadOptions, Snapshot, WriteBatch, WriteOptions,
+};
+use tokio::sync::watch;
+
+use super::collect::Safepoints;
+use super::error::{DataError, OpenError};
+use super::keys;
+use super::options::{self, DataOptions, Table};
+
+/// Version of what [`keys`] and [`rows`](super::rows) lay out.
+const FORMAT: u32 = 1;
+
+/// The database with its failure.
+pub(crate) struct Store {
+    db: DB,
+    dir: PathBuf,
+    failure: watch::Sender<Option<String>>,
+}
+
+self_cell::self_cell! {
+    /// A consistent view of the whole database that keeps it open.
+    pub(crate) struct Pinned {
+        owner: Arc<Store>,
+        #[covariant]
+        dependent: Snapshot,
+    }
+}
+
+impl Pinned {
+    pub(crate) fn take(store: &Arc<Store>) -> Self {
+        Self::new(Arc::clone(store), |store| store.db.snapshot())
+    }
+}
+
+impl Store {
+    pub(crate) fn open(dir: &Path, options: &DataOptions, safepoints: &Arc<Safepoints>) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let fresh = !dir.join("CURRENT").exists();
+        if fresh {
+            refuse_remains(dir)?;
+        }
+        let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
+            .map_err(|error| opening(dir, &error))?;
+        let store = Self { db, dir: dir.to_owned(), failure: watch::Sender::new(None) };
+        store.check_format()?;
+        store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), OpenError> {
+        let damaged = |what: String| OpenError::Damaged { dir: self.dir.clone(), what };
+        let found = self.db.get_cf(self.table(Table::Meta), keys::META_FORMAT);
+        match found.map_err(|error| opening(&self.dir, &error))? {
+            Some(bytes) => {
+                let bytes =
+                    bytes.as_slice().try_into().map_err(|_| damaged("its format does not decode".to_owned()))?;
+                let found = u32::from_be_bytes(bytes);
+                let refused = || OpenError::Format { dir: self.dir.clone(), found, known: FORMAT };
+                (found == FORMAT).then_some(()).ok_or_else(refused)
+            }
+            None if self.live_bytes() > 0 => Err(damaged("it holds data but no format".to_owned())),
+            None => {
+                let mut batch = WriteBatch::default();
+                batch.put_cf(self.table(Table::Meta), keys::META_FORMAT, FORMAT.to_be_bytes());
+                self.write(batch).and_then(|()| self.flush()).map_err(|error| damaged(error.to_string()))
+            }
+        }
+    }
+
+    /// Reads everything if it is short, else the meta table only: each block's checksum is compared. Damage elsewhere
+    /// is found when it is read, and is fatal then.
+    fn verify(&self, whole_up_to: u64) -> Result<(), rocksdb::Error> {
+        let whole = self.live_bytes() <= whole_up_to;
+        for table in Table::ALL {
+            if whole || table == Table::Meta {
+                let mut options = ReadOptions::default();
+                options.fill_cache(false);
+                options.set_verify_checksums(true);
+                for row in self.db.iterator_cf_opt(self.table(table), options, IteratorMode::Start) {
+                    row?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn live_bytes(&self) -> u64 {
+        let files = self.db.live_files().unwrap_or_default();
+        files.iter().map(|file| u64::try_from(file.size).unwrap_or(u64::MAX)).sum()
+    }
+
+    /// The folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The database, for reading.
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    pub(crate) fn table(&self, table: Table) -> &ColumnFamily {
+        self.db.cf_handle(table.name()).expect("opened with all tables")
+    }
+
+    /// Remembers a failure: nothing is written from then on.
+    pub(crate) fn checked<T>(&self, result: Result<T, rocksdb::Error>) -> Result<T, DataError> {
+        result.map_err(|error| self.fail(format!("{}: {error}", self.dir.display())))
+    }
+
+    /// See [`Store::checked`].
+    pub(crate) fn fail(&self, why: String) -> DataError {
+        self.failure.send_if_modified(|first| {
+            let new = first.is_none();
+            first.get_or_insert_with(|| why.clone());
+            new
+        });
+        DataError::Failed(why)
+    }
+
+    /// Applies a batch at once; durable after the next flush.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), DataError> {
+        if let Some(why) = self.failure.borrow().clone() {
+            return Err(DataError::Failed(why));
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.checked(self.db.write_opt(batch, &options))
+    }
+
+    /// Makes all that is written durable, all tables together. Blocking.
+    pub(crate) fn flush(&self) -> Result<(), DataError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.checked(self.db.flush_cfs_opt(&Table::ALL.map(|table| self.table(table)), &options))
+    }
+
+    /// Whether a write might wait for flushes or compactions now.
+    pub(crate) fn is_slowed(&self) -> bool {
+        let value = |name| self.db.property_int_value(name).ok().flatten().unwrap_or(0);
+        value(rocksdb::properties::IS_WRITE_STOPPED) + value(rocksdb::properties::ACTUAL_DELAYED_WRITE_RATE) > 0
+    }
+
+    pub(crate) async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// A folder without a `CURRENT` file is new, unless tables lie in it.
+fn refuse_remains(dir: &Path) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|extension| extension == "sst") {
+            let what = format!("{} is missing, but tables are there", dir.join("CURRENT").display());
+            return Err(OpenError::Damaged { dir: dir.to_owned(), what });
+        }
+    }
+    Ok(())
+}
+
+/// RocksDB tells its errors apart by kind and by text only.
+fn opening(dir: &Path, error: &rocksdb::Error) -> OpenError {
+    let (dir, what) = (dir.to_owned(), error.to_string());
+    let says = |part: &str| what.contains(part);
+    if error.kind() == ErrorKind::IOError && (says("/LOCK") || says("lock hold")) {
+        OpenError::Locked { dir }
+    } else if error.kind() == ErrorKind::IOError && !says("No such file") {
+        OpenError::Io { dir, source: io::Error::other(what) }
+    } else {
+        OpenError::Damaged { dir, what }
+    }
+}

@@ -1,0 +1,141 @@
+//! What a command does: a pure function of the state, the commit timestamp and the command.
+//!
+//! Invariants: nothing but its arguments decides; a refusal changes no key; the first condition that does not hold is
+//! the one reported; within a command a later operation sees an earlier one.
+//!
+//! Not here: where the state is read from (overlay); how edits are written (apply).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_proto::timestamp::Timestamp;
+
+use super::session::{Admission, Remembered, Sessions};
+use crate::command::{Command, Condition, Expected, Operation, Reply, SessionTag, Versioned};
+
+/// A key's latest version.
+pub(crate) struct Version<'a> {
+    pub(crate) commit: Timestamp,
+    pub(crate) value: Cow<'a, [u8]>,
+}
+
+/// The state a command finds. Reading may fail: that is no reply but the end of the replica.
+pub(crate) trait View {
+    /// Why reading failed.
+    type Error;
+    /// When a key was written; None if it does not exist.
+    fn written_at(&self, key: &[u8]) -> Result<Option<Timestamp>, Self::Error>;
+    /// A key's latest version.
+    fn version(&self, key: &[u8]) -> Result<Option<Version<'_>>, Self::Error>;
+    /// What is remembered of clients.
+    fn sessions(&self) -> &Sessions;
+    /// Whether overwritten versions are kept.
+    fn keeps_history(&self) -> bool;
+}
+
+/// One change of the state.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Edit<'a> {
+    /// Keeps a version that ends with this commit.
+    Keep { key: &'a [u8], start: Timestamp, value: Vec<u8> },
+    /// Writes a key.
+    Put { key: &'a [u8], value: &'a [u8] },
+    /// Deletes a key that exists.
+    Delete { key: &'a [u8] },
+    /// Records the write in its session.
+    Settle { tag: SessionTag, written: Option<Remembered> },
+}
+
+/// The reply and what changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Decision<'a> {
+    pub(crate) reply: Reply,
+    pub(crate) edits: Vec<Edit<'a>>,
+}
+
+/// Decides one command that commits at `commit`.
+pub(crate) fn decide<'a, V: View>(
+    view: &V,
+    commit: Timestamp,
+    command: &Command<'a>,
+) -> Result<Decision<'a>, V::Error> {
+    let settle = |written| command.session.map(|tag| Edit::Settle { tag, written });
+    let unchanged = |reply| Decision { reply, edits: settle(None).into_iter().collect() };
+    match command.session.map(|tag| view.sessions().admit(&tag, commit)) {
+        Some(Admission::Stale) => return Ok(Decision { reply: Reply::SessionStale, edits: Vec::new() }),
+        Some(Admission::Full) => return Ok(Decision { reply: Reply::SessionsFull, edits: Vec::new() }),
+        Some(Admission::Repeated(first)) => return Ok(unchanged(first.into())),
+        Some(Admission::Fresh) | None => {}
+    }
+    for (condition, position) in command.conditions.iter().zip(0..) {
+        if !holds(view, condition)? {
+            let current = view
+                .version(condition.key)?
+                .map(|version| Versioned { commit: version.commit, value: Bytes::from(version.value.into_owned()) });
+            return Ok(unchanged(Reply::Refused { condition: position, current }));
+        }
+    }
+    let mut changes =
+        Changes { view, edits: Vec::with_capacity(command.operations.len() + 1), touched: BTreeMap::new() };
+    let mut deleted = 0;
+    for operation in &command.operations {
+        match *operation {
+            Operation::Put { key, value } => changes.put(key, value)?,
+            Operation::Delete { key } => deleted += u32::from(changes.delete(key)?),
+        }
+    }
+    let written = Remembered { commit, deleted };
+    let mut edits = changes.edits;
+    edits.extend(settle(Some(written)));
+    Ok(Decision { reply: written.into(), edits })
+}
+
+fn holds<V: View>(view: &V, condition: &Condition<'_>) -> Result<bool, V::Error> {
+    Ok(match condition.expected {
+        Expected::Value(value) => view.version(condition.key)?.is_some_and(|version| version.value == value),
+        Expected::WrittenAt(commit) => view.written_at(condition.key)? == Some(commit),
+        Expected::Exists(exists) => view.written_at(condition.key)?.is_some() == exists,
+    })
+}
+
+/// The edits of one command so far.
+struct Changes<'a, 'v, V> {
+    view: &'v V,
+    edits: Vec<Edit<'a>>,
+    /// Whether keys this command changed exist now.
+    touched: BTreeMap<&'a [u8], bool>,
+}
+
+impl<'a, V: View> Changes<'a, '_, V> {
+    fn put(&mut self, key: &'a [u8], value: &'a [u8]) -> Result<(), V::Error> {
+        self.keep(key)?;
+        self.touched.insert(key, true);
+        self.edits.push(Edit::Put { key, value });
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &'a [u8]) -> Result<bool, V::Error> {
+        let exists = match self.touched.get(key) {
+            Some(exists) => *exists,
+            None => self.view.written_at(key)?.is_some(),
+        };
+        if exists {
+            self.keep(key)?;
+            self.touched.insert(key, false);
+            self.edits.push(Edit::Delete { key });
+        }
+        Ok(exists)
+    }
+
+    /// What the command itself wrote before never was a version of its own.
+    fn keep(&mut self, key: &'a [u8]) -> Result<(), V::Error> {
+        if self.view.keeps_history()
+            && !self.touched.contains_key(key)
+            && let Some(Version { commit: start, value }) = self.view.version(key)?
+        {
+            self.edits.push(Edit::Keep { key, start, value: value.into_owned() });
+        }
+        Ok(())
+    }
+}
