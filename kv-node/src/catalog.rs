@@ -8,10 +8,13 @@
 //! Not here: what the controller makes of it (controller), the replicas a node really holds (host).
 
 pub mod change;
+pub mod edits;
 pub mod leaders;
+pub mod placement;
 pub mod records;
 pub mod view;
 
+pub use change::Change;
 pub use leaders::{LeaderRecord, Leaders};
 pub use records::{Record, RecordKey, Records};
 pub use view::{CatalogView, ShardInfo};

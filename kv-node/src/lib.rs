@@ -9,6 +9,8 @@ pub mod validate;
 
 pub mod node;
 
+pub mod controller;
+
 pub mod catalog;
 
 pub mod identity;

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_proto::pb::admin::v1::{Action, ActionState};
 use kv_proto::timestamp::Timestamp;
 
 use super::records::{Record, RecordKey, Records};
@@ -35,6 +34,13 @@ impl Change {
     /// Makes the change depend on a record that it does not write.
     pub fn watch(&mut self, key: RecordKey) -> &mut Self {
         self.watched.insert(key);
+        self
+    }
+
+    /// The same, depending on one more record.
+    #[must_use]
+    pub fn with_watch(mut self, key: RecordKey) -> Self {
+        self.watch(key);
         self
     }
 
@@ -69,10 +75,4 @@ impl Change {
         records.version = records.version.max(commit.0);
         records
     }
-}
-
-/// Whether an action has not ended.
-#[must_use]
-pub fn runs(action: &Action) -> bool {
-    action.state() == ActionState::Running
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kv_proto::ids::SYSTEM_KEYSPACE;
 use kv_proto::keys::{self, Layout};
-use kv_proto::pb::admin::v1::{Action, Catalog, Cluster, Keyspace, Node, Shard};
+use kv_proto::pb::admin::v1::{Action, ActionState, Catalog, Cluster, Keyspace, Node, Shard};
 use kv_proto::timestamp::Timestamp;
 use prost::Message as _;
 
@@ -201,9 +201,15 @@ impl Records {
     /// The action that runs on a shard; there is at most one.
     #[must_use]
     pub fn running_action(&self, shard: u64) -> Option<&Action> {
-        let runs = |action: &&Action| action.shard_id == shard && super::change::runs(action);
+        let runs = |action: &&Action| action.shard_id == shard && runs(action);
         self.actions.values().find(runs)
     }
+}
+
+/// Whether an action has not ended.
+#[must_use]
+pub fn runs(action: &Action) -> bool {
+    action.state() == ActionState::Running
 }
 
 #[cfg(test)]
