@@ -2,6 +2,10 @@
 //!
 //! Not here: which replicas a node holds (kv-node, host), what a request means on the wire (kv-node, services).
 
+pub mod replica;
+
+pub mod transport;
+
 pub mod state_machine;
 
 pub mod data_engine;
@@ -15,5 +19,7 @@ pub mod command;
 pub mod clock;
 
 pub mod metrics;
+
+pub mod timing;
 
 pub mod types;

@@ -1,0 +1,238 @@
+//! What the replicas of a node share.
+//!
+//! Invariants: one context per process; the first failure stays and is told to whoever waits for it.
+//!
+//! Not here: the work done on a schedule (keeper).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use kv_proto::ids::{ReplicaId, ShardId};
+use openraft::{Config, SnapshotPolicy};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Replica, keeper};
+use crate::clock::Clock;
+use crate::data_engine::DataEngine;
+use crate::log_store::LogEngine;
+use crate::metrics::RaftMetrics;
+use crate::timing::Timing;
+use crate::transport::{Inbound, Transport};
+
+/// Log entries purged at least at once, so that purging does not cost more than it frees.
+const PURGE_ENTRIES_MIN: u64 = 256;
+
+/// What a context is made of.
+pub struct ContextParts {
+    /// The logs of all replicas.
+    pub log: LogEngine,
+    /// The data of all replicas.
+    pub data: DataEngine,
+    /// The way to other nodes.
+    pub transport: Transport,
+    /// Stamps commands.
+    pub clock: Clock,
+    /// Counts.
+    pub metrics: Arc<RaftMetrics>,
+    /// Times and sizes.
+    pub timing: Timing,
+}
+
+/// What the replicas of a node share; clones share it.
+#[derive(Clone)]
+pub struct RaftContext {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) log: LogEngine,
+    pub(super) data: DataEngine,
+    pub(super) transport: Transport,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<RaftMetrics>,
+    pub(super) timing: Timing,
+    pub(super) started: Instant,
+    pub(super) cancel: CancellationToken,
+    replicas: RwLock<BTreeMap<ShardId, Weak<Replica>>>,
+    /// Bytes that went into the log since the process began.
+    log_bytes: AtomicU64,
+    failure: watch::Sender<Option<String>>,
+    tasks: TaskTracker,
+}
+
+impl RaftContext {
+    /// Checks the timing and begins the work that is done for all replicas on a schedule.
+    pub fn new(parts: ContextParts) -> Result<Self, String> {
+        parts.timing.check()?;
+        let ContextParts { log, data, transport, clock, metrics, timing } = parts;
+        let shared = Arc::new(Shared {
+            log,
+            data,
+            transport,
+            clock,
+            metrics,
+            timing,
+            started: Instant::now(),
+            cancel: CancellationToken::new(),
+            replicas: RwLock::default(),
+            log_bytes: AtomicU64::new(0),
+            failure: watch::Sender::new(None),
+            tasks: TaskTracker::new(),
+        });
+        shared.tasks.spawn(keeper::watch_storage(Arc::clone(&shared)));
+        shared.tasks.spawn(keeper::flush(Arc::clone(&shared)));
+        shared.tasks.spawn(keeper::follow_nodes(Arc::clone(&shared)));
+        if shared.timing.hibernate_after.is_some() {
+            shared.tasks.spawn(keeper::put_to_sleep(Arc::clone(&shared)));
+        }
+        Ok(Self { shared })
+    }
+
+    /// Completes once a replica or the storage of this node has failed, with the reason: the process must end.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.shared.failure.subscribe();
+        loop {
+            if let Some(reason) = failure.borrow_and_update().clone() {
+                return reason;
+            }
+            if failure.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The data of all replicas.
+    #[must_use]
+    pub fn data(&self) -> &DataEngine {
+        &self.shared.data
+    }
+
+    /// The logs of all replicas.
+    #[must_use]
+    pub fn log(&self) -> &LogEngine {
+        &self.shared.log
+    }
+
+    /// The way to other nodes.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.shared.transport
+    }
+
+    /// The node's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    /// The running replicas, by shard.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.shared.replicas()
+    }
+
+    /// Makes what is applied durable now, so that the log can be purged up to it.
+    pub async fn flush(&self) -> Result<(), String> {
+        keeper::flush_once(&self.shared).await
+    }
+
+    /// Ends the scheduled work; replicas are stopped before, transport and engines after.
+    pub async fn shutdown(&self) {
+        self.shared.cancel.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Shared {
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.replicas.read().get(&shard).and_then(Weak::upgrade)
+    }
+
+    pub(super) fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.replicas.read().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// False if the shard has a running replica.
+    pub(super) fn register(&self, replica: &Arc<Replica>) -> bool {
+        let free = self.transport.registry().insert(replica.shard(), Arc::clone(replica) as Arc<dyn Inbound>);
+        if free {
+            self.replicas.write().insert(replica.shard(), Arc::downgrade(replica));
+        }
+        free
+    }
+
+    pub(super) fn unregister(&self, shard: ShardId, replica: ReplicaId) {
+        self.transport.registry().remove(shard, replica);
+        let mut replicas = self.replicas.write();
+        if replicas.get(&shard).and_then(Weak::upgrade).is_none_or(|held| held.replica() == replica) {
+            replicas.remove(&shard);
+        }
+    }
+
+    /// Sticky; the first reason stays.
+    pub(super) fn fail(&self, reason: &str) {
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                tracing::error!(reason, "this node's storage or consensus failed: the process must end");
+                *failure = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+
+    pub(super) fn count_log_bytes(&self, bytes: usize) {
+        self.log_bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// openraft's settings. See the reasons beside each; what is not named keeps its default.
+    pub(super) fn raft_config(&self, shard: ShardId, stand: bool) -> Result<Config, String> {
+        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let timing = &self.timing;
+        let heartbeat = millis(timing.heartbeat);
+        let config = Config {
+            cluster_name: format!("shard {shard}"),
+            heartbeat_interval: heartbeat,
+            // Entries prove as much as heartbeats do.
+            heartbeat_min_interval: Some(heartbeat),
+            election_timeout_min: millis(timing.election_min),
+            election_timeout_max: millis(timing.election_max),
+            enable_pre_vote: Some(true),
+            enable_elect: stand,
+            // Partial partitions would deadlock elections below twice the longest election timeout.
+            quorum_loss_probe_interval: Some(2 * millis(timing.election_max)),
+            // With applied data that may lag the log, a leader restored without an election serves stale reads.
+            enable_leader_restore: Some(false),
+            // Only the flush job says up to where the log may be purged.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: timing.log_entries_kept,
+            purge_batch_size: PURGE_ENTRIES_MIN,
+            replication_lag_threshold: timing.log_entries_kept,
+            backoff: "50ms 100ms 200ms ..400ms".to_owned(),
+            ..Config::default()
+        };
+        config.validate().map_err(|e| e.to_string())
+    }
+}

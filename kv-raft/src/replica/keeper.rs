@@ -1,0 +1,85 @@
+//! What is done for all replicas of a node on a schedule: flushing, purging, going to sleep, waking when a node is lost.
+//!
+//! Invariants: one timer each for all replicas; a sleeping replica costs a look at one flag; the log is purged only up
+//! to what is durably applied, because only a flush asks for it.
+//!
+//! Not here: how a shard goes to sleep (sleep); what purging deletes (log_store).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::context::Shared;
+
+/// How often the flush job looks whether a flush is due.
+const FLUSH_CHECK: Duration = Duration::from_millis(500);
+
+/// Fails the context when an engine fails.
+pub(super) async fn watch_storage(shared: Arc<Shared>) {
+    let failed = async {
+        tokio::select! {
+            reason = shared.log.failed() => format!("log engine: {reason}"),
+            reason = shared.data.failed() => format!("data engine: {reason}"),
+        }
+    };
+    if let Some(reason) = shared.cancel.run_until_cancelled(failed).await {
+        shared.fail(&reason);
+    }
+}
+
+/// Flushes when the interval is over or enough went into the log, unless nothing did.
+pub(super) async fn flush(shared: Arc<Shared>) {
+    let mut ticks = interval(FLUSH_CHECK.min(shared.timing.flush_interval));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut flushed_at, mut flushed_bytes) = (Instant::now(), 0);
+    while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        let written = shared.log_bytes().saturating_sub(flushed_bytes);
+        let due = flushed_at.elapsed() >= shared.timing.flush_interval && written > 0;
+        if !due && written < shared.timing.flush_log_bytes {
+            continue;
+        }
+        flushed_bytes = shared.log_bytes();
+        if let Err(error) = flush_once(&shared).await {
+            shared.fail(&format!("flush: {error}"));
+            return;
+        }
+        flushed_at = Instant::now();
+    }
+}
+
+/// Makes what is applied durable, then lets each replica that advanced purge its log up to there.
+pub(super) async fn flush_once(shared: &Arc<Shared>) -> Result<(), String> {
+    let flushed = shared.data.flush().await.map_err(|e| e.to_string())?;
+    for (shard, applied) in flushed {
+        let Some(replica) = shared.replica(shard) else { continue };
+        if replica.durable.fetch_max(applied.index, Ordering::AcqRel) < applied.index {
+            // Fails only for a replica that stops.
+            let _ = replica.raft.trigger().snapshot().await;
+        }
+    }
+    Ok(())
+}
+
+/// Offers sleep to every replica that is awake.
+pub(super) async fn put_to_sleep(shared: Arc<Shared>) {
+    let mut ticks = interval(shared.timing.heartbeat * 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        for replica in shared.replicas() {
+            replica.consider_sleep();
+        }
+    }
+}
+
+/// Wakes the sleeping followers of a leader whose node is lost or began anew.
+pub(super) async fn follow_nodes(shared: Arc<Shared>) {
+    let mut alive = shared.transport.watch_alive();
+    while let Some(Ok(())) = shared.cancel.run_until_cancelled(alive.changed()).await {
+        let now = alive.borrow_and_update().clone();
+        for replica in shared.replicas() {
+            replica.nodes_changed(&now);
+        }
+    }
+}

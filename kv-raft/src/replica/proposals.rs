@@ -1,0 +1,326 @@
+//! Commands on their way into the log: those that wait together become one entry.
+//!
+//! Invariants: at most [`IN_FLIGHT`] entries of a replica are proposed at once, and whatever waits when one is done
+//! goes into the next; nothing lingers. Every command taken from the queue is answered exactly once; one whose caller
+//! has gone before it was taken is never proposed.
+//!
+//! Whether a proposal can still apply, by openraft's own account (0.10.0-alpha.37): `ClientWriteError::ForwardToLeader`
+//! is only sent by `write_entries` before `leader_append_entries`, and for a leader other than expected before
+//! `write_entries` (core/raft_core.rs 659, 1771), so the entry never was in the log; an entry that was in the log and
+//! is truncated or purged below a snapshot gets `LogEntryDiscarded` (2476, 2498), which leaves it open.
+//!
+//! Not here: what commands do (state machine); which replica to ask (kv-node, router).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_proto::limits::BATCH_BYTES_MAX;
+use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::{ProposeError, ReadError, Replica};
+use crate::command::{CommandBatch, EncodedCommand, Reply};
+use crate::metrics::Stage;
+use crate::types::ShardRaft;
+
+/// Entries of one replica proposed at once: while one is being synced the next is on its way. More would only make
+/// entries smaller, and consensus costs per entry.
+const IN_FLIGHT: usize = 2;
+
+/// An entry ends once it reaches this many bytes: small enough that one entry does not hold up the next for long.
+const ENTRY_BYTES_TARGET: usize = 1 << 20;
+
+/// Most commands of one entry; bounds the time one apply takes.
+const ENTRY_COMMANDS_MAX: usize = 4096;
+
+/// Commands that may wait at one replica: a second's worth at full speed; beyond it waiting is of no use to anyone.
+const QUEUE_COMMANDS: usize = 65_536;
+
+/// The same in bytes.
+const QUEUE_BYTES: usize = 64 << 20;
+
+const _: () = assert!(QUEUE_BYTES > 2 * BATCH_BYTES_MAX);
+
+type Answer = oneshot::Sender<Result<Reply, ProposeError>>;
+
+struct Waiting {
+    command: EncodedCommand,
+    answer: Answer,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// Invariant: at most [`IN_FLIGHT`].
+    in_flight: usize,
+}
+
+/// The queue of one replica.
+#[derive(Default)]
+pub(super) struct Proposals {
+    queue: Mutex<Queue>,
+}
+
+impl Queue {
+    /// False if the queue is full.
+    fn push(&mut self, waiting: Waiting) -> bool {
+        let fits = self.waiting.len() < QUEUE_COMMANDS && self.bytes < QUEUE_BYTES;
+        if fits {
+            self.bytes += waiting.command.bytes();
+            self.waiting.push_back(waiting);
+        }
+        fits
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let waiting = self.waiting.pop_front()?;
+        self.bytes -= waiting.command.bytes();
+        Some(waiting)
+    }
+
+    /// What the next entry holds; leaves out callers that have gone.
+    fn take(&mut self) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.waiting.front() {
+            let full = bytes + next.command.bytes() > ENTRY_BYTES_TARGET || taken.len() >= ENTRY_COMMANDS_MAX;
+            if full && !taken.is_empty() {
+                break;
+            }
+            let Some(next) = self.pop() else { break };
+            if !next.answer.is_closed() {
+                bytes += next.command.bytes();
+                taken.push(next);
+            }
+        }
+        taken
+    }
+}
+
+impl Proposals {
+    /// Whether anything waits or is proposed.
+    pub(super) fn is_idle(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.in_flight == 0 && queue.waiting.is_empty()
+    }
+
+    /// Answers what was not proposed yet.
+    pub(super) fn fail_waiting(&self, error: &ProposeError) {
+        let waiting: Vec<Waiting> = {
+            let mut queue = self.queue.lock();
+            queue.bytes = 0;
+            queue.waiting.drain(..).collect()
+        };
+        for waiting in waiting {
+            let _ = waiting.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+impl Replica {
+    /// Proposes a command and waits for its reply. Dropping the future gives the reply up; the command may still
+    /// apply.
+    pub async fn propose(&self, command: EncodedCommand) -> Result<Reply, ProposeError> {
+        self.check_leads().map_err(|error| self.count_overload(error))?;
+        self.used();
+        let (answer, answered) = oneshot::channel();
+        let start = {
+            let mut queue = self.proposals.queue.lock();
+            if !queue.push(Waiting { command, answer, since: Instant::now() }) {
+                return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
+            }
+            let start = queue.in_flight < IN_FLIGHT;
+            if start {
+                queue.in_flight += 1;
+            }
+            start
+        };
+        if start && let Some(replica) = self.arc() {
+            self.tasks.spawn(replica.propose_waiting());
+        }
+        // The sender is only lost with the task that held it: then the entry may have been proposed.
+        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    fn count_overload(&self, error: ProposeError) -> ProposeError {
+        if matches!(error, ProposeError::Overloaded { .. }) {
+            self.context.metrics.overloaded.inc();
+        }
+        error
+    }
+
+    fn check_leads(&self) -> Result<(), ProposeError> {
+        if let Some(reason) = self.failure() {
+            return Err(ProposeError::Fatal(reason));
+        }
+        if self.stopping.is_cancelled() {
+            return Err(ProposeError::Stopped);
+        }
+        if self.is_leader() { Ok(()) } else { Err(ProposeError::NotLeader { leader: self.leader() }) }
+    }
+
+    /// Proposes entry after entry until nothing waits.
+    async fn propose_waiting(self: Arc<Self>) {
+        loop {
+            let taken = {
+                let mut queue = self.proposals.queue.lock();
+                let taken = queue.take();
+                if taken.is_empty() {
+                    queue.in_flight -= 1;
+                    return;
+                }
+                taken
+            };
+            let mut commands = Vec::with_capacity(taken.len());
+            let mut answers = Vec::with_capacity(taken.len());
+            for waiting in taken {
+                self.context.metrics.observe(Stage::Queue, waiting.since);
+                commands.push(waiting.command);
+                answers.push(waiting.answer);
+            }
+            match self.propose_entry(&commands).await {
+                Ok(replies) => {
+                    for (answer, reply) in answers.into_iter().zip(replies) {
+                        let _ = answer.send(Ok(reply));
+                    }
+                }
+                Err(error) => {
+                    for answer in answers {
+                        let _ = answer.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One entry; as many replies as commands.
+    pub(super) async fn propose_entry(&self, commands: &[EncodedCommand]) -> Result<Vec<Reply>, ProposeError> {
+        let metrics = &self.context.metrics;
+        let begun = Instant::now();
+        let written = match self.write(commands).await? {
+            // The shard slept, or hears from no majority: a quorum round tells which.
+            Err(ClientWriteError::ForwardToLeader(forward)) if forward.reason == ForwardReason::LeaseExpired => {
+                self.read_index().await.map_err(not_confirmed)?;
+                self.write(commands).await?
+            }
+            written => written,
+        };
+        let replies = match written {
+            Ok(response) => response.data.0,
+            Err(ClientWriteError::ForwardToLeader(forward)) => {
+                return Err(match forward.reason {
+                    ForwardReason::LeaseExpired => ProposeError::NoQuorum,
+                    ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
+                        ProposeError::NotLeader { leader: self.forwarded(&forward) }
+                    }
+                });
+            }
+            Err(ClientWriteError::LogEntryDiscarded(_)) => return Err(ProposeError::OutcomeUnknown),
+            Err(error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
+                tracing::error!(shard = %self.shard, %error, "an answer no proposal of commands can have");
+                return Err(ProposeError::OutcomeUnknown);
+            }
+        };
+        metrics.observe(Stage::Propose, begun);
+        metrics.proposals.inc();
+        metrics.commands.inc_by(u64::try_from(commands.len()).unwrap_or(0));
+        assert_eq!(replies.len(), commands.len(), "apply answers each command of a batch");
+        Ok(replies)
+    }
+
+    async fn write(&self, commands: &[EncodedCommand]) -> Result<ClientWriteResult<ShardRaft>, ProposeError> {
+        let batch = CommandBatch::new(self.context.clock.now(), commands);
+        self.context.count_log_bytes(batch.as_bytes().len());
+        let begun = Instant::now();
+        let (responder, committed, completed) = ProgressResponder::new();
+        if let Err(fatal) = self.raft.client_write_ff(batch, Some(responder)).await {
+            // Consensus had ended before it took the entry.
+            return Err(if self.stopping.is_cancelled() {
+                ProposeError::Stopped
+            } else {
+                ProposeError::Fatal(fatal.to_string())
+            });
+        }
+        let observed = async {
+            if committed.await.is_ok() {
+                self.context.metrics.observe(Stage::Commit, begun);
+            }
+        };
+        let (completed, ()) = tokio::join!(completed, observed);
+        // The responder is only lost when consensus ends with the entry at hand.
+        completed.map_err(|_| ProposeError::OutcomeUnknown)
+    }
+}
+
+/// Why a quorum round before a write failed; the write was not handed over.
+fn not_confirmed(error: ReadError) -> ProposeError {
+    match error {
+        ReadError::NotLeader { leader } => ProposeError::NotLeader { leader },
+        ReadError::NoQuorum | ReadError::TooStale { .. } | ReadError::TooFarAhead(_) => ProposeError::NoQuorum,
+        ReadError::Overloaded { queue } => ProposeError::Overloaded { queue },
+        ReadError::Stopped => ProposeError::Stopped,
+        ReadError::Fatal(reason) => ProposeError::Fatal(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Command, Operation};
+
+    fn waiting(bytes: usize) -> (Waiting, oneshot::Receiver<Result<Reply, ProposeError>>) {
+        let value = vec![0; bytes];
+        let operations = vec![Operation::Put { key: b"k", value: &value }];
+        let command = EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations });
+        let (answer, answered) = oneshot::channel();
+        (Waiting { command, answer, since: Instant::now() }, answered)
+    }
+
+    #[test]
+    fn what_waits_together_becomes_one_entry_up_to_its_size() {
+        let mut queue = Queue::default();
+        let mut callers = Vec::new();
+        for bytes in [10, 10, ENTRY_BYTES_TARGET, 10] {
+            let (waiting, caller) = waiting(bytes);
+            assert!(queue.push(waiting));
+            callers.push(caller);
+        }
+        assert_eq!(queue.take().len(), 2, "the large one does not fit with the first two");
+        assert_eq!(queue.take().len(), 1, "the large one goes alone");
+        assert_eq!(queue.take().len(), 1);
+        assert!(queue.take().is_empty());
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn a_caller_that_has_gone_is_not_proposed() {
+        let mut queue = Queue::default();
+        let (first, gone) = waiting(10);
+        let (second, _caller) = waiting(10);
+        assert!(queue.push(first) && queue.push(second));
+        drop(gone);
+        assert_eq!(queue.take().len(), 1);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_by_bytes() {
+        let mut queue = Queue::default();
+        let mut callers = Vec::new();
+        let mut accepted = 0;
+        loop {
+            let (waiting, caller) = waiting(4 << 20);
+            if !queue.push(waiting) {
+                break;
+            }
+            callers.push(caller);
+            accepted += 1;
+        }
+        assert_eq!(accepted, QUEUE_BYTES / (4 << 20));
+    }
+}

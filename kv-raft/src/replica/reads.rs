@@ -1,0 +1,238 @@
+//! Reads: which state of the shard a reader may see, and the wait until this replica has it.
+//!
+//! A quorum round is shared: every reader that waits when one begins is served by it, and those that come meanwhile
+//! wait for the next. Clocks are trusted only where the caller asked for a lease or for bounded staleness.
+//!
+//! A snapshot read at T must see every commit at or before T, now and for ever. Commit timestamps rise in log order,
+//! so it suffices that some applied commit is at or after T; if none is, an empty batch stamped after T makes one.
+//!
+//! Invariants: a linearizable read sees every write acknowledged before it began.
+//!
+//! Not here: reading keys (data_engine).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_proto::timestamp::Timestamp;
+use openraft::ReadPolicy;
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::LinearizerOption;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::{ReadError, Replica};
+use crate::data_engine::{DataError, ReadView};
+use crate::metrics::Stage;
+use crate::types::ShardRaft;
+
+/// Readers that may wait for a quorum round: they hold a few words each; beyond this the shard is overloaded.
+const READERS_MAX: usize = 65_536;
+
+/// How much of the leader's lease is used: the rest is for clocks that run at different speeds.
+const LEASE_USED: f64 = 0.9;
+
+/// Which state a reader asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Every write acknowledged before the read began; asks a majority.
+    Linearizable,
+    /// The same, if clocks run at nearly the same speed; asks nobody while the leader's lease holds.
+    Lease,
+    /// What this replica has, leader or not, if it was in touch with its leader within this time; None is however old.
+    Stale {
+        /// How old it may be.
+        max_staleness: Option<Duration>,
+    },
+    /// The state at a timestamp: the same whenever it is read.
+    Snapshot {
+        /// A commit timestamp.
+        at: Timestamp,
+    },
+}
+
+type Reader = oneshot::Sender<Result<u64, ReadError>>;
+
+#[derive(Default)]
+struct Round {
+    waiting: Vec<Reader>,
+    running: bool,
+}
+
+/// The quorum rounds of one replica.
+#[derive(Default)]
+pub(super) struct Reads {
+    round: Mutex<Round>,
+}
+
+impl Reads {
+    pub(super) fn is_idle(&self) -> bool {
+        !self.round.lock().running
+    }
+}
+
+impl Replica {
+    /// A view of the state the mode asks for.
+    pub async fn read(&self, mode: ReadMode) -> Result<ReadView, ReadError> {
+        let begun = Instant::now();
+        let view = match mode {
+            ReadMode::Linearizable => {
+                self.check_reads_here()?;
+                self.used();
+                let index = self.read_index().await?;
+                self.view_at(index).await
+            }
+            ReadMode::Lease => {
+                self.check_reads_here()?;
+                self.used();
+                let index = self.lease_index().await?;
+                self.view_at(index).await
+            }
+            ReadMode::Stale { max_staleness: None } => self.view(),
+            ReadMode::Stale { max_staleness: Some(limit) } => self.stale_view(limit).await,
+            ReadMode::Snapshot { at } => {
+                self.check_reads_here()?;
+                self.used();
+                self.snapshot_view(at).await
+            }
+        }?;
+        self.context.metrics.observe(Stage::Read, begun);
+        Ok(view)
+    }
+
+    fn check_reads_here(&self) -> Result<(), ReadError> {
+        if let Some(reason) = self.failure() {
+            return Err(ReadError::Fatal(reason));
+        }
+        if self.stopping.is_cancelled() {
+            return Err(ReadError::Stopped);
+        }
+        if self.is_leader() { Ok(()) } else { Err(ReadError::NotLeader { leader: self.leader() }) }
+    }
+
+    /// An index this replica was the leader of when asked, with everything acknowledged before in it.
+    pub(super) async fn read_index(&self) -> Result<u64, ReadError> {
+        let (reader, answered) = oneshot::channel();
+        let start = {
+            let mut round = self.reads.round.lock();
+            if round.waiting.len() >= READERS_MAX {
+                return Err(ReadError::Overloaded { queue: "the shard's queue of reads" });
+            }
+            round.waiting.push(reader);
+            !std::mem::replace(&mut round.running, true)
+        };
+        if start && let Some(replica) = self.arc() {
+            self.tasks.spawn(replica.run_rounds());
+        }
+        answered.await.unwrap_or(Err(ReadError::Stopped))
+    }
+
+    /// Round after round until nobody waits.
+    async fn run_rounds(self: Arc<Self>) {
+        loop {
+            let readers = {
+                let mut round = self.reads.round.lock();
+                round.waiting.retain(|reader| !reader.is_closed());
+                if round.waiting.is_empty() {
+                    round.running = false;
+                    return;
+                }
+                std::mem::take(&mut round.waiting)
+            };
+            self.context.metrics.read_rounds.inc();
+            let confirmed = self.linearizer(ReadPolicy::ReadIndex.into()).await;
+            for reader in readers {
+                let _ = reader.send(confirmed.clone());
+            }
+        }
+    }
+
+    async fn lease_index(&self) -> Result<u64, ReadError> {
+        let lease = self.context.timing.election_max.mul_f64(LEASE_USED);
+        let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
+        match self.linearizer(option).await {
+            Err(ReadError::NoQuorum) => self.read_index().await,
+            index => index,
+        }
+    }
+
+    async fn linearizer(&self, option: LinearizerOption) -> Result<u64, ReadError> {
+        match self.raft.get_read_linearizer(option).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(error) => Err(self.not_linear(error)),
+        }
+    }
+
+    fn not_linear(&self, error: RaftError<ShardRaft, LinearizableReadError<ShardRaft>>) -> ReadError {
+        match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                ReadError::NotLeader { leader: self.forwarded(&forward) }
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
+            RaftError::Fatal(_) if self.stopping.is_cancelled() => ReadError::Stopped,
+            RaftError::Fatal(fatal) => ReadError::Fatal(fatal.to_string()),
+        }
+    }
+
+    /// A view once this index is applied.
+    async fn view_at(&self, index: u64) -> Result<ReadView, ReadError> {
+        let view = self.view()?;
+        if view.applied().is_some_and(|applied| applied.index >= index) {
+            return Ok(view);
+        }
+        self.wait_applied(index).await?;
+        self.view()
+    }
+
+    /// Waits until this index is applied here.
+    pub(super) async fn wait_applied(&self, index: u64) -> Result<(), ReadError> {
+        let mut progress = self.raft.watch_apply_progress();
+        let applied = progress.wait_until(|applied| applied.is_some_and(|applied| applied.index >= index));
+        match applied.await {
+            Ok(_) => Ok(()),
+            Err(_) if self.stopping.is_cancelled() => Err(ReadError::Stopped),
+            Err(_) => Err(ReadError::Fatal("consensus has ended".to_owned())),
+        }
+    }
+
+    fn view(&self) -> Result<ReadView, ReadError> {
+        self.context.data.view(self.shard).map_err(|error| match error {
+            DataError::NotHeld(_) => ReadError::Stopped,
+            DataError::Failed(_) | DataError::TooOld { .. } | DataError::BadSnapshot(_) => {
+                ReadError::Fatal(error.to_string())
+            }
+        })
+    }
+
+    async fn stale_view(&self, limit: Duration) -> Result<ReadView, ReadError> {
+        if self.is_leader() {
+            self.used();
+            let index = self.read_index().await?;
+            return self.view_at(index).await;
+        }
+        let contact = *self.contact.lock();
+        let staleness = match contact {
+            // While the shard sleeps its leader's node stands in: a write would have woken us over the same link.
+            Some(contact) if self.is_hibernated() => {
+                self.context.transport.last_heard(contact.node).map(|heard| heard.min(contact.at.elapsed()))
+            }
+            Some(contact) => Some(contact.at.elapsed()),
+            None => None,
+        };
+        match (contact, staleness) {
+            (Some(contact), Some(staleness)) if staleness <= limit => self.view_at(contact.committed).await,
+            _ => Err(ReadError::TooStale { staleness }),
+        }
+    }
+
+    async fn snapshot_view(&self, at: Timestamp) -> Result<ReadView, ReadError> {
+        self.context.clock.observe(at)?;
+        let index = self.read_index().await?;
+        let view = self.view_at(index).await?;
+        if view.last_commit() >= at {
+            return Ok(view);
+        }
+        // Nothing was committed at or after it: an empty batch, stamped by a clock that is past it, closes it.
+        self.propose_entry(&[]).await?;
+        self.view()
+    }
+}

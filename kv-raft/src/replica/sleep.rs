@@ -1,0 +1,260 @@
+//! Hibernation: a shard with nothing to do stops its timers, by agreement of all its replicas.
+//!
+//! The leader of an idle shard, whose followers have all it has, stops its heartbeats, waits until the last of them
+//! has passed, and asks every other replica to sleep. A follower agrees if it follows that leader in that term and its
+//! log ends, applied, where the leader's does. If all agree, the leader sleeps too; if one does not, the leader goes on
+//! and its next heartbeat wakes the others. While a shard sleeps the hellos between nodes stand in for its heartbeats:
+//! when the leader's node is lost, or comes back as another process, the followers wake and elect.
+//!
+//! Invariants: sleep is never needed for safety: a replica that sleeps alone only fails to call elections, and any
+//! request or message of Raft wakes it. A request that comes while sleep is agreed on is never slept over: each side
+//! first writes its own mark, then reads the other's.
+//!
+//! Not here: when nodes count as alive (transport, peers); who asks for sleep and when (keeper).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_proto::ids::NodeId;
+use kv_proto::pb::raft::v1::{Frame, FrameKind};
+
+use openraft::async_runtime::WatchReceiver as _;
+
+use super::Replica;
+use crate::transport::{self, Alive, CallError, Hibernate};
+use crate::types::Role;
+
+/// What a sleeping replica must know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asleep {
+    leader_node: NodeId,
+    /// Of the leader's node when it fell asleep.
+    incarnation: u64,
+    leads: bool,
+}
+
+impl Replica {
+    pub(super) fn is_hibernated(&self) -> bool {
+        self.hibernated.load(Ordering::SeqCst)
+    }
+
+    /// A request or a busy leader: not idle, and awake.
+    pub(super) fn used(&self) {
+        self.noticed();
+        self.roused();
+    }
+
+    /// Not idle.
+    pub(super) fn noticed(&self) {
+        self.last_used.store(self.context.now_ms(), Ordering::SeqCst);
+    }
+
+    /// Wakes this replica if it sleeps; true if it did.
+    pub(super) fn roused(&self) -> bool {
+        if !self.is_hibernated() {
+            return false;
+        }
+        let Some(slept) = self.asleep.lock().take() else { return false };
+        self.hibernated.store(false, Ordering::SeqCst);
+        self.noticed();
+        self.context.metrics.wakes.inc();
+        tracing::debug!(shard = %self.shard, replica = %self.replica, leads = slept.leads, "woke");
+        self.resume();
+        if slept.leads
+            && let Some(replica) = self.arc()
+        {
+            self.tasks.spawn(async move {
+                // Fails only for a replica that stops.
+                let _ = replica.raft.trigger().heartbeat().await;
+            });
+        }
+        true
+    }
+
+    fn resume(&self) {
+        self.raft.runtime_config().heartbeat(true);
+        self.raft.runtime_config().tick(true);
+        self.set_elections();
+    }
+
+    /// Marks it asleep, unless it was used since; true if it sleeps.
+    fn sleep(&self, asleep: Asleep, used_before: u64) -> bool {
+        let mut slot = self.asleep.lock();
+        self.hibernated.store(true, Ordering::SeqCst);
+        if self.last_used.load(Ordering::SeqCst) != used_before || self.stopping.is_cancelled() {
+            self.hibernated.store(false, Ordering::SeqCst);
+            return false;
+        }
+        self.raft.runtime_config().heartbeat(false);
+        self.raft.runtime_config().elect(false);
+        self.raft.runtime_config().tick(false);
+        *slot = Some(asleep);
+        true
+    }
+
+    /// Begins to put the shard to sleep if this replica leads it and all is quiet.
+    pub(super) fn consider_sleep(&self) {
+        let Some(after) = self.context.timing.hibernate_after else { return };
+        if self.is_hibernated() || !self.is_leader() || !self.is_idle_for(after) {
+            return;
+        }
+        if self.dozing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(replica) = self.arc() {
+            self.tasks.spawn(replica.agree_on_sleep());
+        }
+    }
+
+    fn is_idle_for(&self, after: Duration) -> bool {
+        let idle = self.context.now_ms().saturating_sub(self.last_used.load(Ordering::SeqCst));
+        Duration::from_millis(idle) >= after && self.proposals.is_idle() && self.reads.is_idle()
+    }
+
+    async fn agree_on_sleep(self: Arc<Self>) {
+        let agreed = self.stopping.run_until_cancelled(self.ask_all_to_sleep()).await;
+        self.dozing.store(false, Ordering::Release);
+        if agreed == Some(true) {
+            self.context.metrics.hibernations.inc();
+            tracing::debug!(shard = %self.shard, "shard sleeps");
+        } else if agreed == Some(false) {
+            self.resume();
+            // Whoever agreed already wakes by this; it fails only for a replica that stops.
+            let _ = self.raft.trigger().heartbeat().await;
+            // Not again at the next look.
+            self.noticed();
+        }
+    }
+
+    async fn ask_all_to_sleep(&self) -> bool {
+        let used_before = self.last_used.load(Ordering::SeqCst);
+        if self.proposal_to_sleep().is_none() {
+            return false;
+        }
+        self.raft.runtime_config().heartbeat(false);
+        tokio::time::sleep(self.context.timing.heartbeat).await;
+        let Some((proposal, others)) = self.proposal_to_sleep() else { return false };
+        let body = transport::encode_hibernate(&proposal);
+        let within = self.context.timing.election_min;
+        let asked = others
+            .into_iter()
+            .map(|(replica, node)| self.send(node, replica, FrameKind::Hibernate, body.clone(), within));
+        let answers = futures::future::join_all(asked).await;
+        let all = answers
+            .iter()
+            .all(|answer| answer.as_ref().is_ok_and(|answer| transport::decode_agreement(answer).unwrap_or(false)));
+        let asleep = Asleep { leader_node: self.context.transport.node(), incarnation: 0, leads: true };
+        all && self.sleep(asleep, used_before)
+    }
+
+    /// What the others are asked, and who they are; None unless all of them are alive and have all there is.
+    fn proposal_to_sleep(&self) -> Option<(Hibernate, Vec<(u64, NodeId)>)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let status = self.status_of(&metrics);
+        let quiet = status.role == Role::Leader
+            && !status.joint
+            && status.committed == status.last
+            && status.applied == status.last
+            && status.followers.iter().all(|follower| follower.lag == 0 && self.context.transport.alive(follower.node));
+        let others: Vec<_> = status.followers.iter().map(|follower| (follower.replica.0, follower.node)).collect();
+        let proposal = Hibernate { vote: metrics.vote, last: metrics.last_applied };
+        (quiet && others.len() + 1 == status.voters.len() + status.learners.len()).then_some((proposal, others))
+    }
+
+    /// A follower's answer to its leader.
+    pub(super) fn fall_asleep(&self, leader_node: NodeId, body: &[u8]) -> Result<Bytes, String> {
+        let proposal = transport::decode_hibernate(body).map_err(|e| e.to_string())?;
+        let used_before = self.last_used.load(Ordering::SeqCst);
+        let same = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.vote == proposal.vote
+                && metrics.last_applied == proposal.last
+                && metrics.last_log_index == proposal.last.map(|last| last.index)
+        };
+        let incarnation = self.context.transport.watch_alive().borrow().get(&leader_node).copied();
+        let agreed = same
+            && !self.is_leader()
+            && incarnation
+                .is_some_and(|incarnation| self.sleep(Asleep { leader_node, incarnation, leads: false }, used_before));
+        Ok(transport::encode_agreement(agreed))
+    }
+
+    /// Whether it sleeps as or under a leader whose node is alive.
+    pub(super) fn sleeps_under_living_leader(&self) -> bool {
+        let asleep = *self.asleep.lock();
+        asleep.is_some_and(|asleep| self.context.transport.alive(asleep.leader_node))
+    }
+
+    /// Tells the leader that the shard sleeps no more.
+    pub(super) fn wake_leader(&self) {
+        let Some(leader) = self.leader().filter(|leader| leader.replica != self.replica) else { return };
+        let within = self.context.timing.election_min;
+        let told = self.send(leader.node, leader.replica.0, FrameKind::Wake, Bytes::new(), within);
+        self.tasks.spawn(async move {
+            if let Err(error) = told.await {
+                tracing::debug!(%error, "the leader was not woken");
+            }
+        });
+    }
+
+    /// Wakes a follower that sleeps under a leader whose node is lost or began anew. One wakes at once, the others
+    /// later, if it has not woken them by then: so they do not split the votes.
+    pub(super) fn nodes_changed(&self, alive: &Alive) {
+        if !self.is_hibernated() {
+            return;
+        }
+        let asleep = *self.asleep.lock();
+        let Some(asleep) = asleep.filter(|asleep| !asleep.leads) else { return };
+        if alive.get(&asleep.leader_node) == Some(&asleep.incarnation) {
+            return;
+        }
+        let rank = self.rank_without(asleep.leader_node);
+        if rank == 0 {
+            self.roused();
+            return;
+        }
+        let Some(replica) = self.arc() else { return };
+        let wait = self.context.timing.election_min * rank;
+        self.tasks.spawn(async move {
+            if replica.stopping.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+                replica.roused();
+            }
+        });
+    }
+
+    /// How many voters on other living nodes come before this one.
+    fn rank_without(&self, lost: NodeId) -> u32 {
+        let status = self.status();
+        let before = status
+            .voters
+            .iter()
+            .filter(|(replica, node)| *replica < self.replica && *node != lost && self.context.transport.alive(*node));
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
+    }
+
+    fn send(
+        &self,
+        node: NodeId,
+        replica: u64,
+        kind: FrameKind,
+        body: Bytes,
+        within: Duration,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send + use<> {
+        self.context.transport.inner().link(node).call(
+            Frame {
+                shard_id: self.shard.0,
+                from_replica_id: self.replica.0,
+                to_replica_id: replica,
+                request_id: 0,
+                kind: kind.into(),
+                body,
+                refusal: String::new(),
+            },
+            within,
+        )
+    }
+}
