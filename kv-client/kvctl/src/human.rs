@@ -1,0 +1,111 @@
+//! Numbers for people: sizes, durations, counts, rates.
+//!
+//! Not here: keys and values (values).
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+/// What stands where there is nothing to say.
+pub(crate) const NOTHING: &str = "-";
+
+/// `14.2 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// The two largest units: `3d 4h`, `12m 5s`, `850ms`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    if days > 0 {
+        format!("{days}d {hours}h")
+    } else if hours > 0 {
+        format!("{hours}h {minutes}m")
+    } else if minutes > 0 {
+        format!("{minutes}m {}s", seconds % 60)
+    } else if seconds >= 10 {
+        format!("{seconds}s")
+    } else if seconds > 0 {
+        format!("{:.1}s", duration.as_secs_f64())
+    } else if duration.as_millis() > 0 {
+        format!("{}ms", duration.as_millis())
+    } else {
+        format!("{}µs", duration.as_micros())
+    }
+}
+
+/// The same for a number of seconds as processes count them.
+pub(crate) fn seconds(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| NOTHING.to_owned(), duration)
+}
+
+/// `1 shard`, `2 shards`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{} {noun}s", grouped(number as u64)) }
+}
+
+/// `12,345,678`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1, 2 and 3`.
+pub(crate) fn list<T: ToString>(items: &[T]) -> String {
+    let words: Vec<String> = items.iter().map(ToString::to_string).collect();
+    match words.split_last() {
+        None => "none".to_owned(),
+        Some((only, [])) => only.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+/// Milliseconds since the epoch, now.
+pub(crate) fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long ago a moment in milliseconds since the epoch was.
+pub(crate) fn age(now_ms: u64, then_ms: u64) -> String {
+    if then_ms == 0 { NOTHING.to_owned() } else { duration(Duration::from_millis(now_ms.saturating_sub(then_ms))) }
+}
+
+/// A moment in milliseconds since the epoch, in UTC.
+pub(crate) fn moment(ms: u64) -> String {
+    let time = std::time::UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+    time.map_or_else(|| NOTHING.to_owned(), |time| humantime::format_rfc3339_millis(time).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_keep_the_two_largest_units() {
+        let shown = [(90_061_000, "1d 1h"), (3_660_000, "1h 1m"), (61_000, "1m 1s"), (12_345, "12s"), (1_250, "1.2s")];
+        for (ms, text) in shown {
+            assert_eq!(duration(Duration::from_millis(ms)), text);
+        }
+        assert_eq!(duration(Duration::from_micros(850)), "850µs");
+    }
+
+    #[test]
+    fn numbers_and_lists_read_well() {
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(12), "12");
+        assert_eq!(count(1, "shard"), "1 shard");
+        assert_eq!(count(2000, "shard"), "2,000 shards");
+        assert_eq!(list(&[1, 2, 3]), "1, 2 and 3");
+        assert_eq!(list(&[7]), "7");
+        assert_eq!(size(1536), "1.5 KiB");
+    }
+}
