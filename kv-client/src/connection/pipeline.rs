@@ -234,11 +234,16 @@ impl Link {
     /// Sends one call and waits for its answer. Dropping the future gives the call up.
     pub(crate) async fn call(&self, request: pipeline_call::Request, deadline: Instant) -> Answer {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let call = PipelineCall { id, request: Some(request) };
+        let queued = Queued { bytes: call.encoded_len() + CALL_OVERHEAD_BYTES, call };
+        if queued.bytes > MESSAGE_BYTES_MAX {
+            // The transport would end the stream, and with it everyone's calls.
+            let why = format!("holds {} bytes, at most {MESSAGE_BYTES_MAX} fit into a message", queued.bytes);
+            return Err(ServiceError::invalid("request", why).into());
+        }
         let (sender, receiver) = oneshot::channel();
         self.calls.enter(id, sender)?;
         let given_up = GiveUp { calls: &self.calls, id };
-        let call = PipelineCall { id, request: Some(request) };
-        let queued = Queued { bytes: call.encoded_len() + CALL_OVERHEAD_BYTES, call };
         let answered = async {
             if self.queue.send(queued).await.is_err() {
                 // The transport dropped the request half: the reader is about to close the stream.
