@@ -7,12 +7,14 @@
 //!
 //! Not here: what the controller makes of it (controller), the replicas a node really holds (host).
 
-pub mod change;
+pub mod store;
 pub mod edits;
-pub mod leaders;
 pub mod placement;
-pub mod records;
+pub mod change;
+pub mod current;
 pub mod view;
+pub mod leaders;
+pub mod records;
 
 pub use change::Change;
 pub use leaders::{LeaderRecord, Leaders};

@@ -11,6 +11,10 @@ pub mod node;
 
 pub mod controller;
 
+pub mod host;
+
+pub mod peers;
+
 pub mod catalog;
 
 pub mod identity;

@@ -1,0 +1,202 @@
+//! The replicas this node holds: opened at start, created and destroyed as the catalog says.
+//!
+//! Invariants:
+//! - a replica is destroyed only if a catalog that is newer than the one that wanted it no longer names it: views never
+//!   go back, not even over a restart, and an id that was dropped is never given again;
+//! - a shard's group is begun only by its preferred replica, only while the catalog says that it has never elected;
+//! - one reconciliation at a time.
+//!
+//! Not here: what the catalog should want (controller).
+
+pub mod clocks;
+pub mod reconcile;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+use kv_proto::ids::{NodeId, ShardId};
+use kv_raft::replica::{RaftContext, Replica, ReplicaSpec, StartError};
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::current::CurrentCatalog;
+use crate::catalog::{CatalogView, LeaderRecord, Leaders};
+use reconcile::{HostStep, initial_voters, plan};
+
+/// Replicas opened or stopped at once: each reads its log, so more than this only queue at the disk.
+const AT_ONCE: usize = 16;
+
+/// What failed is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Longest wait for one leadership to be handed over when the node stops.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// The replicas of this node.
+pub struct Host {
+    node: NodeId,
+    context: RaftContext,
+    leaders: Arc<Leaders>,
+    replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
+    may_not_lead: RwLock<Option<String>>,
+    reconciling: tokio::sync::Mutex<()>,
+}
+
+impl Host {
+    /// Holds nothing yet.
+    #[must_use]
+    pub fn new(node: NodeId, context: RaftContext, leaders: Arc<Leaders>) -> Self {
+        let (replicas, may_not_lead) = (RwLock::default(), RwLock::default());
+        Self { node, context, leaders, replicas, may_not_lead, reconciling: tokio::sync::Mutex::default() }
+    }
+
+    /// The running replica of a shard.
+    #[must_use]
+    pub fn replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.replicas.read().get(&shard).cloned()
+    }
+
+    /// All running replicas, by shard.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.replicas.read().values().cloned().collect()
+    }
+
+    /// What the replicas share.
+    #[must_use]
+    pub fn context(&self) -> &RaftContext {
+        &self.context
+    }
+
+    /// Why this node refuses to lead, if it does.
+    #[must_use]
+    pub fn may_not_lead(&self) -> Option<String> {
+        self.may_not_lead.read().clone()
+    }
+
+    /// Starts every replica whose data lies here, many at a time; erases logs whose data is gone already, which a
+    /// destruction that was cut short leaves behind.
+    pub async fn reopen(&self, view: &CatalogView) -> Result<(), StartError> {
+        let held = self.context.data().replicas();
+        for shard in self.context.log().shards().into_keys() {
+            if !held.iter().any(|record| record.shard == shard) {
+                self.context.log().destroy(shard).await?;
+            }
+        }
+        let specs = held.into_iter().map(|record| ReplicaSpec {
+            shard: record.shard,
+            replica: record.replica,
+            range: record.range,
+            retention: record.retention,
+            initialize: view.shard(record.shard).and_then(|info| initial_voters(info, record.replica)),
+        });
+        let mut started = stream::iter(specs).map(|spec| self.start(spec)).buffer_unordered(AT_ONCE);
+        while let Some(result) = started.next().await {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Starts a replica, created or reopened.
+    pub async fn start(&self, spec: ReplicaSpec) -> Result<Arc<Replica>, StartError> {
+        let replica = Replica::start(&self.context, spec).await?;
+        replica.set_may_lead(self.may_not_lead.read().is_none());
+        self.replicas.write().insert(replica.shard(), Arc::clone(&replica));
+        Ok(replica)
+    }
+
+    /// Makes the replicas what the view says; what fails is left for the next time. Tells whether all succeeded.
+    pub async fn reconcile(&self, view: &CatalogView) -> bool {
+        let _alone = self.reconciling.lock().await;
+        let held = self.replicas.read().iter().map(|(shard, replica)| (*shard, replica.replica())).collect();
+        let steps = plan(view, self.node, &held);
+        let done = stream::iter(steps).map(|step| self.take(step)).buffer_unordered(AT_ONCE);
+        done.all(|done| async move { done }).await
+    }
+
+    async fn take(&self, step: HostStep) -> bool {
+        let (shard, result) = match step {
+            HostStep::Create(spec) => (spec.shard, self.start(spec).await.map(drop)),
+            HostStep::Destroy { shard, replica } => {
+                let held = self.replicas.write().remove(&shard);
+                tracing::info!(%shard, %replica, "the catalog no longer wants this replica: destroying it");
+                match held {
+                    Some(held) => (shard, held.destroy().await),
+                    None => (shard, Ok(())),
+                }
+            }
+        };
+        if let Err(error) = &result {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            tracing::warn!(%shard, %error, source, "a replica was not brought to what the catalog says");
+        }
+        result.is_ok()
+    }
+
+    /// Reconciles with every new view until cancelled.
+    pub async fn follow(&self, current: &CurrentCatalog, cancel: &CancellationToken) {
+        let mut version = current.watch();
+        loop {
+            version.mark_unchanged();
+            let view = current.load();
+            self.context.transport().set_members(view.members().map(|node| NodeId(node.node_id)));
+            self.leaders.retain(|shard| view.shard(shard).is_some());
+            let done = self.reconcile(&view).await;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(RETRY), if !done => {}
+                changed = version.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Notes in the leaders table what the replicas here know.
+    pub fn note_leaders(&self) {
+        for replica in self.replicas.read().values() {
+            if let Some(leader) = replica.leader() {
+                self.leaders.learn(replica.shard(), LeaderRecord { term: leader.term, node: leader.node });
+            }
+        }
+    }
+
+    /// Refuses to lead, with the reason, or leads again.
+    pub fn set_may_lead(&self, refusal: Option<String>) {
+        let before = std::mem::replace(&mut *self.may_not_lead.write(), refusal.clone());
+        match (&before, &refusal) {
+            (None, Some(why)) => tracing::warn!(why, "this node refuses to lead"),
+            (Some(_), None) => tracing::info!("this node may lead again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        for replica in self.replicas() {
+            replica.set_may_lead(refusal.is_none());
+        }
+    }
+
+    /// Hands every leadership to another replica, as far as there is one that can take it.
+    pub async fn hand_over(&self) {
+        let led = self.replicas().into_iter().filter(|replica| replica.is_leader());
+        let all = stream::iter(led).for_each_concurrent(AT_ONCE, |replica| async move {
+            let Some(heir) = replica.best_successor() else { return };
+            let result = tokio::time::timeout(HAND_OVER, replica.transfer_leader(heir)).await;
+            let error = match result {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it took too long".to_owned(),
+            };
+            tracing::info!(shard = %replica.shard(), error, "leadership was not handed over");
+        });
+        all.await;
+    }
+
+    /// Stops all replicas.
+    pub async fn stop(&self) {
+        let _alone = self.reconciling.lock().await;
+        let replicas = std::mem::take(&mut *self.replicas.write());
+        stream::iter(replicas.into_values())
+            .for_each_concurrent(AT_ONCE, |replica| async move { replica.stop().await })
+            .await;
+    }
+}
