@@ -52,7 +52,12 @@ impl Peers {
     }
 
     /// Asks to be let in.
-    pub async fn join(&self, address: &str, request: JoinRequest, within: Duration) -> Result<JoinResponse, ServiceError> {
+    pub async fn join(
+        &self,
+        address: &str,
+        request: JoinRequest,
+        within: Duration,
+    ) -> Result<JoinResponse, ServiceError> {
         let channel = self.channel(address, within).await?;
         let mut client = PeerServiceClient::new(channel).max_decoding_message_size(CATALOG_BYTES_MAX);
         Ok(client.join(timed(request, within)).await.map_err(|status| failure(&status))?.into_inner())

@@ -86,7 +86,9 @@ pub async fn apply(replica: &Replica, base: &Records, change: &Change) -> Result
     match replica.propose(encode(base, change)).await.map_err(propose_error)? {
         Reply::Written { .. } => Ok(()),
         Reply::Refused { .. } => Err(StoreError::Changed),
-        Reply::SessionStale => Err(StoreError::Refused("a command without a session has no stale one".into())),
+        Reply::SessionStale | Reply::SessionsFull => {
+            Err(StoreError::Refused("the catalog's commands carry no session".into()))
+        }
     }
 }
 
@@ -94,10 +96,9 @@ fn encode(base: &Records, change: &Change) -> EncodedCommand {
     let conditions: Vec<_> = change.conditions(base).into_iter().map(|(key, at)| (key.encode(), at)).collect();
     let encode = |(key, record): (RecordKey, Option<&Record>)| (key.encode(), record.map(Record::encode));
     let writes: Vec<_> = change.writes().map(encode).collect();
-    let conditions = conditions.iter().map(|(key, at)| Condition {
-        key,
-        expected: at.map_or(Expected::Exists(false), Expected::WrittenAt),
-    });
+    let conditions = conditions
+        .iter()
+        .map(|(key, at)| Condition { key, expected: at.map_or(Expected::Exists(false), Expected::WrittenAt) });
     let operations = writes.iter().map(|(key, value)| match value {
         Some(value) => Operation::Put { key, value },
         None => Operation::Delete { key },

@@ -41,7 +41,8 @@ mod tests {
     use super::*;
 
     fn refuses(offsets: &[i64]) -> bool {
-        let peers: Vec<_> = offsets.iter().map(|offset_ms| PeerClock { offset_ms: *offset_ms, is_current: true }).collect();
+        let peers: Vec<_> =
+            offsets.iter().map(|offset_ms| PeerClock { offset_ms: *offset_ms, is_current: true }).collect();
         refusal(&peers, Duration::from_millis(500)).is_some()
     }
 

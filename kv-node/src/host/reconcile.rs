@@ -77,7 +77,8 @@ mod tests {
     use super::*;
 
     fn view(replicas: &[(u64, u64)], next_replica_id: u64, creating: bool) -> CatalogView {
-        let replica = |(replica_id, node_id): &(u64, u64)| Replica { replica_id: *replica_id, node_id: *node_id, role: 1 };
+        let replica =
+            |(replica_id, node_id): &(u64, u64)| Replica { replica_id: *replica_id, node_id: *node_id, role: 1 };
         let shard = Shard {
             shard_id: 5,
             epoch: 3,

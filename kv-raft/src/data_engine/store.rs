@@ -156,9 +156,11 @@ impl Store {
 
     pub(crate) async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        // The reason is taken out before anything is awaited: the channel's guard must not cross an await.
+        let why = failure.wait_for(Option::is_some).await.ok().map(|why| why.clone().unwrap_or_default());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await,
         }
     }
 }

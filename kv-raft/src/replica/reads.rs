@@ -197,7 +197,10 @@ impl Replica {
     fn view(&self) -> Result<ReadView, ReadError> {
         self.context.data.view(self.shard).map_err(|error| match error {
             DataError::NotHeld(_) => ReadError::Stopped,
-            DataError::Failed(_) | DataError::TooOld { .. } | DataError::BadSnapshot(_) => {
+            DataError::Failed(_)
+            | DataError::TooOld { .. }
+            | DataError::BadSnapshot(_)
+            | DataError::OutsideRange { .. } => {
                 ReadError::Fatal(error.to_string())
             }
         })
