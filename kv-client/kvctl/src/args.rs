@@ -65,7 +65,7 @@ pub(crate) struct Global {
     pub(crate) keyspace: String,
 
     /// How long a request may take, retries included
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = parse_timeout)]
     pub(crate) timeout: Duration,
 
     /// What to print: table (default) or json; get also knows value, which is its default
@@ -76,16 +76,16 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "PROMISE", default_value = "linearizable", value_parser = parse_promise)]
     pub(crate) consistency: Promise,
 
-    /// How keys are written on the command line and in tables
-    #[arg(long, global = true, value_name = "ENCODING", default_value = "utf8")]
+    /// How keys are written on the command line and in tables: utf8, hex or base64
+    #[arg(long, global = true, value_name = "ENCODING", hide_possible_values = true, default_value = "utf8")]
     pub(crate) key_encoding: Encoding,
 
-    /// How values are written on the command line and in tables
-    #[arg(long, global = true, value_name = "ENCODING", default_value = "utf8")]
+    /// How values are written on the command line and in tables: utf8, hex or base64
+    #[arg(long, global = true, value_name = "ENCODING", hide_possible_values = true, default_value = "utf8")]
     pub(crate) value_encoding: Encoding,
 
-    /// When to use colour
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    /// When to use colour: auto (on a terminal, unless NO_COLOR is set), always or never
+    #[arg(long, global = true, value_name = "WHEN", hide_possible_values = true, default_value = "auto")]
     pub(crate) color: When,
 }
 

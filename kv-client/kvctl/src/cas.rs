@@ -29,7 +29,7 @@ pub(crate) struct CasArgs {
 #[group(required = true, multiple = false)]
 struct Expected {
     /// Only if it holds this value, in --value-encoding
-    #[arg(long, value_name = "VALUE")]
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
     expect: Option<String>,
     /// Only if it holds what is in this file
     #[arg(long, value_name = "FILE")]
@@ -50,7 +50,7 @@ struct Expected {
 #[group(required = true, multiple = false)]
 struct Change {
     /// Write this value, in --value-encoding; `-` reads standard input
-    #[arg(long, value_name = "VALUE")]
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
     set: Option<String>,
     /// Write what is in this file
     #[arg(long, value_name = "FILE")]
@@ -74,8 +74,10 @@ impl Context {
             begin.expect_absent()
         } else if wanted.exists {
             begin.expect_exists()
+        } else if let Some(value) = &wanted.expect {
+            begin.expect_value(encoding.decode("value", value)?)
         } else {
-            let source = ValueSource { value: wanted.expect.clone(), value_file: wanted.expect_file.clone() };
+            let source = ValueSource { value: None, value_file: wanted.expect_file.clone() };
             begin.expect_value(source.read(encoding)?)
         };
         let write = if change.delete {

@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use kv_client::connection::{CallError, ConnectionError};
 use kv_proto::errors::{Outcome, ServiceError};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -221,10 +222,32 @@ fn own(error: &kv_client::Error) -> Failure {
     if let kv_client::Error::Usage { why } = error {
         return Failure::usage(why);
     }
-    let failure = Failure::unavailable(error.to_string());
+    let failure = Failure::unavailable(match error {
+        kv_client::Error::Connection { error, .. } => silent(error),
+        kv_client::Error::DeadlineExceeded { timeout, last, .. } => {
+            let timeout = humantime::format_duration(*timeout);
+            match last.as_deref() {
+                Some(CallError::Connection(error)) => format!("no answer within {timeout}; {}", silent(error)),
+                Some(CallError::Service(error)) => format!("no success within {timeout}; the last answer: {error}"),
+                None => format!("no answer within {timeout}"),
+            }
+        }
+        kv_client::Error::Service { .. } | kv_client::Error::Usage { .. } => error.to_string(),
+    });
     match error.service() {
         Some(service) => failure.advise(advice_of(service)),
         None => failure.advise(UNREACHABLE),
+    }
+}
+
+/// A circuit is how the client spares itself a dead node; a person wants to know which node is dead.
+fn silent(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::CircuitOpen { address, .. } => format!("cannot reach node {address}"),
+        ConnectionError::Unreachable { .. }
+        | ConnectionError::Lost { .. }
+        | ConnectionError::TimedOut { .. }
+        | ConnectionError::Closed => error.to_string(),
     }
 }
 

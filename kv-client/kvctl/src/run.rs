@@ -96,8 +96,10 @@ pub(crate) fn refuse(error: &clap::Error, json: bool) -> Exit {
     }
     if json {
         let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        return report(&Failure::usage(first), &Output::detect(Format::Json, When::Never));
+        let words = text.split("\n\nUsage:").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+        let why = words.join(" ");
+        let failure = Failure::usage(why.trim_start_matches("error: "));
+        return report(&failure, &Output::detect(Format::Json, When::Never));
     }
     drop(error.print());
     Exit::Usage

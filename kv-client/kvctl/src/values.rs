@@ -125,6 +125,7 @@ pub(crate) fn take_json(object: &Map<String, Value>, name: &str) -> Result<Optio
 #[group(required = true, multiple = false)]
 pub(crate) struct ValueSource {
     /// The value, in --value-encoding; `-` reads all of standard input as it is
+    #[arg(allow_negative_numbers = true)]
     pub(crate) value: Option<String>,
     /// Read the value from this file, byte for byte
     #[arg(long, value_name = "FILE")]
