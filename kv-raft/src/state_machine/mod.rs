@@ -15,10 +15,14 @@
 mod apply;
 mod decide;
 mod overlay;
+#[cfg(test)]
+mod scripts;
 mod session;
 mod sink;
 mod snapshot;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -36,6 +40,7 @@ pub use self::sink::{ReceivedSnapshot, SnapshotSink};
 pub use self::snapshot::{SnapshotBuilder, SnapshotData, SnapshotView};
 pub use self::source::{SnapshotFile, SnapshotSource};
 use crate::data_engine::{DataEngine, DataError};
+use crate::log_store;
 use crate::metrics::{RaftMetrics, Stage};
 use crate::types::{LeaderId, LogId, Member, ShardRaft, SnapshotMeta, StoredMembership};
 
@@ -50,10 +55,14 @@ const INLINE_BYTES: usize = 64 << 10;
 
 /// A shard's log, as far as apply must wait for it.
 pub trait LogWait: Send + Sync + 'static {
-    /// Whether the log is durable through `index` already. May say no when it is.
-    fn is_durable(&self, index: u64) -> bool;
-    /// Returns once the local log is durable through `index`.
+    /// Returns once the local log is durable through `index`; at once if it is already.
     fn wait_durable(&self, index: u64) -> BoxFuture<'_, io::Result<()>>;
+}
+
+impl LogWait for log_store::LogWait {
+    fn wait_durable(&self, index: u64) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move { Self::wait_durable(self, index).await.map_err(io::Error::other) })
+    }
 }
 
 /// What [`RaftStateMachine`] calls a snapshot.
@@ -90,9 +99,7 @@ impl StateMachine {
     async fn apply_chunk(&self, entries: Vec<EntryResponder<ShardRaft>>, bytes: usize) -> io::Result<()> {
         let Some(last) = entries.last().map(|(entry, _)| entry.log_id.index) else { return Ok(()) };
         let started = Instant::now();
-        if !self.log.is_durable(last) {
-            self.log.wait_durable(last).await?;
-        }
+        self.log.wait_durable(last).await?;
         let replies = self.decide_and_write(&entries, bytes)?;
         for ((_, responder), replies) in entries.into_iter().zip(replies) {
             if let Some(responder) = responder {

@@ -132,7 +132,7 @@ impl Core {
 }
 
 /// Takes the files into the tables, under an extent that nothing names yet.
-fn ingest(store: &Store, received: &ReceivedSnapshot) -> Result<(), DataError> {
+pub(super) fn ingest(store: &Store, received: &ReceivedSnapshot) -> Result<(), DataError> {
     let mut options = IngestExternalFileOptions::default();
     options.set_move_files(true);
     for table in Table::ALL {

@@ -1,0 +1,176 @@
+//! Opening, creating, destroying; and waiting for the log.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::data_engine::{CreateError, DataError, OpenError};
+
+#[tokio::test]
+async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = ShardId(8);
+    let engine = open(dir.path());
+    let created = engine.create(new_replica(SHARD, 3, Duration::ZERO)).unwrap();
+    engine.create(new_replica(other, 1, HOUR)).unwrap();
+    let exists = engine.create(new_replica(SHARD, 4, Duration::ZERO));
+    assert_eq!(exists, Err(CreateError::Exists { shard: SHARD, replica: ReplicaId(3) }));
+    let mut first = machine(&engine, SHARD);
+    let mut second = machine(&engine, other);
+    apply(&mut first, &recorded(1, 40)).await;
+    apply(&mut second, &recorded(2, 40)).await;
+    let kept = engine.checksum(other).unwrap();
+
+    engine.destroy(SHARD).unwrap();
+    assert_eq!(engine.view(SHARD).err(), Some(DataError::NotHeld(SHARD)));
+    assert_eq!(engine.destroy(SHARD), Err(DataError::NotHeld(SHARD)));
+    let more = recorded(1, 41);
+    let chunk = super::super::Chunk::decode(SHARD, more[40..].iter()).unwrap();
+    let late = first.core.lock().apply(&chunk);
+    assert_eq!(late, Err(DataError::NotHeld(SHARD)), "nothing is applied to it any more");
+    drop((first, second));
+    engine.flush().await.unwrap();
+    drop(engine);
+
+    let engine = open(dir.path());
+    assert_eq!(engine.replicas().len(), 1);
+    assert_eq!(engine.checksum(other).unwrap(), kept);
+    let refused = engine.create(new_replica(SHARD, 3, Duration::ZERO));
+    let destroyed = CreateError::Destroyed { shard: SHARD, replica: ReplicaId(3), destroyed: ReplicaId(3) };
+    assert_eq!(refused, Err(destroyed));
+    let again = engine.create(new_replica(SHARD, 4, Duration::ZERO)).unwrap();
+    assert!(again.extent > created.extent, "extents are never used again");
+    let view = engine.view(SHARD).unwrap();
+    let spec = crate::data_engine::ScanSpec {
+        range: KeyRange::all(),
+        limit_entries: 10,
+        limit_bytes: 1 << 20,
+        keys_only: false,
+        at: None,
+        reverse: false,
+    };
+    assert!(view.scan(&spec).unwrap().entries.is_empty());
+}
+
+#[test]
+fn a_folder_in_use_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let _engine = open(dir.path());
+    let refused = DataEngine::open(dir.path(), options()).err().unwrap();
+    assert!(matches!(refused, OpenError::Locked { .. }), "{refused:?}");
+    assert!(refused.to_string().contains(dir.path().to_str().unwrap()));
+}
+
+fn files(dir: &Path, part: &str) -> Vec<std::path::PathBuf> {
+    let all = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = all.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(part)).collect();
+    found.sort();
+    found
+}
+
+async fn filled(dir: &Path) {
+    let (engine, mut machine) = replica(dir, HOUR);
+    apply(&mut machine, &recorded(1, 200)).await;
+    drop(machine);
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_table_cut_short_removed_or_altered_is_named_and_nothing_is_deleted() {
+    type Damage = fn(&Path);
+    let cut: Damage = |path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    };
+    let remove: Damage = |path| std::fs::remove_file(path).unwrap();
+    let alter: Damage = |path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[20] ^= 4;
+        std::fs::write(path, bytes).unwrap();
+    };
+    for damage in [cut, remove, alter] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let tables = files(dir.path(), ".sst");
+        let victim = tables.last().unwrap();
+        damage(victim);
+        let before = files(dir.path(), ".sst");
+        let refused = DataEngine::open(dir.path(), options()).err().unwrap();
+        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused:?}");
+        let name = victim.file_name().unwrap().to_str().unwrap();
+        assert!(refused.to_string().contains(name), "{refused} names {name}");
+        assert_eq!(files(dir.path(), ".sst"), before);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_or_altered_manifest_is_refused_and_nothing_is_deleted() {
+    for victim in ["CURRENT", "MANIFEST"] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let tables = files(dir.path(), ".sst");
+        for path in files(dir.path(), victim) {
+            std::fs::remove_file(path).unwrap();
+        }
+        let refused = DataEngine::open(dir.path(), options()).err().unwrap();
+        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused:?}");
+        assert!(refused.to_string().contains(victim), "{refused}");
+        assert_eq!(files(dir.path(), ".sst"), tables);
+    }
+}
+
+#[tokio::test]
+async fn a_folder_of_a_later_format_is_refused() {
+    use crate::data_engine::{Table, keys};
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut batch = rocksdb::WriteBatch::default();
+    batch.put_cf(engine.store().table(Table::Meta), keys::META_FORMAT, 9u32.to_be_bytes());
+    engine.store().write(batch).unwrap();
+    engine.close().await;
+    drop(engine);
+    let refused = DataEngine::open(dir.path(), options()).err().unwrap();
+    assert!(matches!(refused, OpenError::Format { found: 9, known: 1, .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn after_the_first_failure_nothing_is_written_and_whoever_waits_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    engine.store().fail("the disk is gone".to_owned());
+    assert_eq!(engine.failed().await, "the disk is gone");
+    let refused = engine.create(new_replica(SHARD, 1, Duration::ZERO));
+    assert_eq!(refused, Err(CreateError::Data(DataError::Failed("the disk is gone".to_owned()))));
+}
+
+/// A log that becomes durable when told to.
+struct Slow(tokio::sync::watch::Receiver<u64>, AtomicBool);
+
+impl LogWait for Slow {
+    fn wait_durable(&self, index: u64) -> BoxFuture<'_, io::Result<()>> {
+        self.1.store(true, Ordering::SeqCst);
+        let mut durable = self.0.clone();
+        Box::pin(
+            async move { durable.wait_for(|reached| *reached >= index).await.map(|_| ()).map_err(io::Error::other) },
+        )
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_applied_before_the_log_is_durable_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    engine.create(new_replica(SHARD, 1, Duration::ZERO)).unwrap();
+    let (reached, durable) = tokio::sync::watch::channel(4);
+    let log = Arc::new(Slow(durable, AtomicBool::new(false)));
+    let mut machine = engine.state_machine(SHARD, log.clone(), metrics()).unwrap();
+    let entries = recorded(1, 5);
+    {
+        let mut applying = std::pin::pin!(apply(&mut machine, &entries));
+        assert!(futures::poll!(applying.as_mut()).is_pending());
+        assert!(log.1.load(Ordering::SeqCst));
+        assert_eq!(engine.replicas()[0].applied, None);
+        reached.send(5).unwrap();
+        applying.await;
+    }
+    assert_eq!(engine.replicas()[0].applied, Some(log_id(5)));
+}

@@ -1,0 +1,165 @@
+//! Reads, at the latest state and at timestamps, against a model that keeps everything.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::command::Versioned;
+use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec};
+
+/// State after each commit.
+type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
+
+fn spec(at: Option<Timestamp>, reverse: bool) -> ScanSpec {
+    ScanSpec { range: KeyRange::all(), limit_entries: 1000, limit_bytes: 1 << 20, keys_only: false, at, reverse }
+}
+
+fn contents(page: &ScanPage) -> BTreeMap<Vec<u8>, Versioned> {
+    page.entries.iter().map(|entry| (entry.key.to_vec(), entry.versioned.clone())).collect()
+}
+
+/// Applies entries one by one; the latest state after each is taken from a scan and from point reads.
+async fn replay(engine: &DataEngine, machine: &mut StateMachine, entries: &[Entry]) -> Versions {
+    let mut versions = Versions::new();
+    for entry in entries {
+        apply(machine, std::slice::from_ref(entry)).await;
+        let view = engine.view(SHARD).unwrap();
+        let page = view.scan(&spec(None, false)).unwrap();
+        for found in &page.entries {
+            assert_eq!(view.get(&found.key).unwrap().as_ref(), Some(&found.versioned));
+        }
+        versions.insert(view.last_commit(), contents(&page));
+    }
+    versions
+}
+
+fn check(view: &ReadView, versions: &Versions, oldest: Timestamp) {
+    let keys: std::collections::BTreeSet<&Vec<u8>> = versions.values().flat_map(BTreeMap::keys).collect();
+    for (at, expected) in versions.range(oldest..) {
+        let forward = view.scan(&spec(Some(*at), false)).unwrap();
+        assert_eq!(&contents(&forward), expected, "at {at}");
+        let mut backward = view.scan(&spec(Some(*at), true)).unwrap();
+        backward.entries.reverse();
+        assert_eq!(backward.entries, forward.entries, "at {at}");
+        for key in &keys {
+            assert_eq!(view.get_at(key, *at).unwrap().as_ref(), expected.get(*key), "{} at {at}", key.escape_ascii());
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_timestamp_inside_the_retention_shows_the_state_of_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), HOUR);
+    let versions = replay(&engine, &mut machine, &recorded(77, 120)).await;
+    let view = engine.view(SHARD).unwrap();
+    check(&view, &versions, Timestamp(0));
+    // Between two commits the earlier one is seen.
+    let (first, state) = versions.iter().nth(50).unwrap();
+    let between = Timestamp(first.0 + 1);
+    if !versions.contains_key(&between) {
+        assert_eq!(&contents(&view.scan(&spec(Some(between), false)).unwrap()), state);
+    }
+}
+
+#[tokio::test]
+async fn compaction_drops_what_the_durable_safepoint_permits_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), Duration::from_secs(2));
+    let versions = replay(&engine, &mut machine, &recorded(78, 150)).await;
+    let safepoint = engine.replicas()[0].safepoint;
+    let before = (engine.checksum(SHARD).unwrap(), old_versions(&engine));
+    compact(&engine);
+    assert_eq!(old_versions(&engine), before.1, "no safepoint is durable yet");
+    engine.flush().await.unwrap();
+    compact(&engine);
+    assert!(old_versions(&engine) < before.1);
+    assert_eq!(engine.checksum(SHARD).unwrap(), before.0, "what is collected does not count");
+    let view = engine.view(SHARD).unwrap();
+    check(&view, &versions, safepoint);
+    let too_old = Timestamp(safepoint.0 - 1);
+    let refused = DataError::TooOld { asked: too_old, oldest: safepoint };
+    assert_eq!(view.get_at(b"k0", too_old), Err(refused.clone()));
+    assert_eq!(view.scan(&spec(Some(too_old), false)), Err(refused));
+}
+
+fn compact(engine: &DataEngine) {
+    use crate::data_engine::Table;
+    let store = engine.store();
+    store.flush().unwrap();
+    for table in [Table::History, Table::Changes] {
+        let mut options = rocksdb::CompactOptions::default();
+        options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+        store.db().compact_range_cf_opt(store.table(table), None::<&[u8]>, None::<&[u8]>, &options);
+    }
+}
+
+fn old_versions(engine: &DataEngine) -> usize {
+    let store = engine.store();
+    store.db().iterator_cf(store.table(crate::data_engine::Table::History), rocksdb::IteratorMode::Start).count()
+}
+
+#[tokio::test]
+async fn a_keyspace_without_retention_keeps_neither_old_versions_nor_changes() {
+    use crate::data_engine::Table;
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), Duration::ZERO);
+    apply(&mut machine, &recorded(79, 100)).await;
+    let store = engine.store();
+    for table in [Table::History, Table::Changes] {
+        assert_eq!(store.db().iterator_cf(store.table(table), rocksdb::IteratorMode::Start).count(), 0);
+    }
+    let view = engine.view(SHARD).unwrap();
+    let now = view.last_commit();
+    let page = view.scan(&spec(None, false)).unwrap();
+    assert_eq!(view.scan(&spec(Some(now), false)).unwrap(), page);
+    assert!(view.get_at(b"k0", Timestamp(now.0 - 1)).is_err());
+}
+
+#[tokio::test]
+async fn pages_join_to_the_whole_in_both_directions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), HOUR);
+    apply(&mut machine, &recorded(80, 100)).await;
+    let view = engine.view(SHARD).unwrap();
+    for at in [None, Some(view.last_commit())] {
+        for reverse in [false, true] {
+            let whole = view.scan(&spec(at, reverse)).unwrap();
+            assert!(whole.entries.len() > 10);
+            let mut joined = Vec::new();
+            let mut range = KeyRange::all();
+            loop {
+                let page =
+                    view.scan(&ScanSpec { range: range.clone(), limit_entries: 3, ..spec(at, reverse) }).unwrap();
+                assert!(page.entries.len() <= 3);
+                joined.extend(page.entries);
+                let Some(next) = page.next else { break };
+                range = if reverse {
+                    KeyRange::new(range.start().clone(), next).unwrap()
+                } else {
+                    KeyRange::new(next, range.end().clone()).unwrap()
+                };
+            }
+            assert_eq!(joined, whole.entries);
+        }
+    }
+    let bounded = ScanSpec { limit_bytes: 1, ..spec(None, false) };
+    assert_eq!(view.scan(&bounded).unwrap().entries.len(), 1, "a page holds at least one entry");
+    let names = view.scan(&ScanSpec { keys_only: true, ..spec(None, false) }).unwrap();
+    assert!(names.entries.iter().all(|entry| entry.versioned.value.is_empty()));
+}
+
+#[tokio::test]
+async fn a_view_goes_on_showing_its_extent_while_a_snapshot_replaces_it() {
+    use openraft::storage::RaftStateMachine as _;
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_leader, mut leading) = replica(from.path(), Duration::ZERO);
+    apply(&mut leading, &[batch(1, Timestamp(1), &[put(b"k", b"old")])]).await;
+    let (follower, mut following) = replica(to.path(), Duration::ZERO);
+    apply(&mut following, &[batch(1, Timestamp(1), &[put(b"k", b"old")])]).await;
+    let view = follower.view(SHARD).unwrap();
+    apply(&mut leading, &[batch(2, Timestamp(2), &[put(b"k", b"new")])]).await;
+    let snapshot = leading.get_current_snapshot().await.unwrap().unwrap();
+    following.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    assert_eq!(view.get(b"k").unwrap().unwrap().value, "old");
+    assert_eq!(follower.view(SHARD).unwrap().get(b"k").unwrap().unwrap().value, "new");
+}
