@@ -4,8 +4,14 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
-pub mod scan;
-pub mod validate;
+pub mod services;
+
+pub mod serve;
+
+pub mod forward;
+pub mod local;
+
+pub mod disk;
 
 pub mod node;
 
@@ -14,6 +20,18 @@ pub mod controller;
 pub mod host;
 
 pub mod peers;
+
+pub mod validate;
+
+pub mod admission;
+
+pub mod errors;
+
+pub mod router;
+
+pub mod scan;
+
+pub mod metrics;
 
 pub mod catalog;
 

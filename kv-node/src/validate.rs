@@ -26,6 +26,8 @@ use kv_proto::pb::v1::{
 };
 use kv_raft::command::SessionTag;
 
+use crate::admission::{condition_bytes, operation_bytes};
+
 /// Most faults listed in one answer; a batch of 4096 bad keys is told in fewer words.
 pub const VIOLATIONS_MAX: usize = 32;
 
@@ -270,19 +272,19 @@ impl Faults {
     }
 
     fn operation(&mut self, position: usize, operation: &WriteOperation) {
-        let (key, value): (&[u8], &[u8]) = match &operation.operation {
-            Some(Operation::Put(put)) => (&put.key, &put.value),
-            Some(Operation::Delete(delete)) => (&delete.key, &[]),
+        let (kind, key, value): (_, &[u8], &[u8]) = match &operation.operation {
+            Some(Operation::Put(put)) => ("put", &put.key, &put.value),
+            Some(Operation::Delete(delete)) => ("delete", &delete.key, &[]),
             None => {
                 self.add(format!("operations[{position}]"), "is neither put nor delete");
                 return;
             }
         };
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
-            self.key(&format!("operations[{position}].key"), key);
+            self.key(&format!("operations[{position}].{kind}.key"), key);
         }
         if value.len() > VALUE_BYTES_MAX {
-            self.value(&format!("operations[{position}].value"), value);
+            self.value(&format!("operations[{position}].{kind}.value"), value);
         }
     }
 
@@ -341,22 +343,6 @@ impl Faults {
             self.add(format!("{path}page_size"), format!("is {}; between 1 and {most}", scan.page_size));
         }
         self.read(scan.read.as_ref());
-    }
-}
-
-fn condition_bytes(condition: &Condition) -> usize {
-    let value = match &condition.expected {
-        Some(Expected::Value(value)) => value.len(),
-        Some(Expected::CommitTimestamp(_) | Expected::Exists(_)) | None => 0,
-    };
-    condition.key.len() + value
-}
-
-fn operation_bytes(operation: &WriteOperation) -> usize {
-    match &operation.operation {
-        Some(Operation::Put(put)) => put.key.len() + put.value.len(),
-        Some(Operation::Delete(delete)) => delete.key.len(),
-        None => 0,
     }
 }
 

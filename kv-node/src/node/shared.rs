@@ -5,11 +5,14 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use kv_client::connection::NodePool;
 use kv_proto::ids::NodeId;
 
 use super::readiness::Readiness;
+use crate::admission::Admission;
 use crate::catalog::{CatalogView, Leaders};
 use crate::config::Config;
+use crate::host::Host;
 use crate::identity::Identity;
 
 /// The shared parts of a running node.
@@ -22,6 +25,12 @@ pub struct NodeShared {
     pub view: Arc<ArcSwap<CatalogView>>,
     /// Who leads each shard, as far as this node knows.
     pub leaders: Arc<Leaders>,
+    /// The replicas of this node.
+    pub host: Arc<Host>,
+    /// Connections to other nodes.
+    pub pool: NodePool,
+    /// What this node takes on.
+    pub admission: Arc<Admission>,
     /// What keeps this node from being ready.
     pub readiness: Arc<Readiness>,
 }

@@ -3,4 +3,5 @@
 //! Not here: which shard a page is asked of (router).
 
 pub mod cursor;
+pub mod page;
 pub mod ranges;

@@ -100,8 +100,8 @@ fn each_bad_field_is_named_with_its_limit() {
             batch(vec![condition(b"k", None)], vec![put(b"", 0), put(b"k", VALUE_BYTES_MAX + 1)]),
             &[
                 "conditions[0].expected: is needed: value, commit_timestamp or exists",
-                "operations[0].key: is empty",
-                "operations[1].value: is 1048577 bytes; at most 1048576",
+                "operations[0].put.key: is empty",
+                "operations[1].put.value: is 1048577 bytes; at most 1048576",
             ],
         ),
         (batch(vec![], vec![put(b"k", 0); 4097]), &["operations: holds 4097; at most 4096"]),

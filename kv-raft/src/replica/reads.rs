@@ -200,9 +200,7 @@ impl Replica {
             DataError::Failed(_)
             | DataError::TooOld { .. }
             | DataError::BadSnapshot(_)
-            | DataError::OutsideRange { .. } => {
-                ReadError::Fatal(error.to_string())
-            }
+            | DataError::OutsideRange { .. } => ReadError::Fatal(error.to_string()),
         })
     }
 

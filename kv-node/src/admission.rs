@@ -1,0 +1,193 @@
+//! What this node takes on: requests and their bytes within a budget, and writes only while the disk has room.
+//!
+//! Invariants: the sums of what is held by [`Permit`]s never exceed the budget; a permit that is dropped, however the
+//! request ended, gives all of it back.
+//!
+//! Not here: the queues inside a replica (kv-raft); limits of one connection or stream (server, pipeline).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use kv_proto::errors::ServiceError;
+use kv_proto::limits::PAGE_BYTES_MAX;
+use kv_proto::pb::v1::condition::Expected;
+use kv_proto::pb::v1::pipeline_call::Request;
+use kv_proto::pb::v1::write_operation::Operation;
+use kv_proto::pb::v1::{Condition, WriteOperation};
+
+use crate::errors::overloaded;
+
+/// A disk does not empty faster.
+const READ_ONLY_RETRY: Duration = Duration::from_secs(2);
+
+/// What a request costs beside its own bytes: the task's state and the answer.
+const REQUEST_OVERHEAD: u64 = 512;
+
+/// What one entry of a scan is taken to weigh before it is read.
+const SCAN_ENTRY_ESTIMATE: u64 = 4 << 10;
+
+/// The budget of a node.
+#[derive(Debug)]
+pub struct Admission {
+    requests_max: u64,
+    bytes_max: u64,
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    read_only: ArcSwapOption<String>,
+}
+
+/// A part of the budget, held while a request is worked on.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+    bytes: u64,
+}
+
+impl Admission {
+    /// A budget of this many requests and bytes at once.
+    #[must_use]
+    pub fn new(requests_max: u32, bytes_max: u64) -> Self {
+        Self {
+            requests_max: requests_max.into(),
+            bytes_max,
+            requests: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            read_only: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Takes a request on, or refuses it at once.
+    pub fn admit(self: &Arc<Self>, cost: u64) -> Result<Permit, ServiceError> {
+        if self.requests.fetch_add(1, Ordering::Relaxed) >= self.requests_max {
+            self.requests.fetch_sub(1, Ordering::Relaxed);
+            return Err(overloaded("the node's budget of requests"));
+        }
+        let bytes = cost.saturating_add(REQUEST_OVERHEAD);
+        // Made first, so that it gives back both.
+        let permit = Permit { admission: Arc::clone(self), bytes };
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > self.bytes_max {
+            return Err(overloaded("the node's budget of request bytes"));
+        }
+        Ok(permit)
+    }
+
+    /// Whether writes are taken now.
+    pub fn admit_write(&self) -> Result<(), ServiceError> {
+        match self.read_only.load().as_deref() {
+            None => Ok(()),
+            Some(why) => Err(ServiceError::ReadOnly { why: why.clone(), retry_after: READ_ONLY_RETRY }),
+        }
+    }
+
+    /// Stops taking writes for this reason, or takes them again.
+    pub fn set_read_only(&self, why: Option<String>) {
+        self.read_only.store(why.map(Arc::new));
+    }
+
+    /// Why no writes are taken; None if they are.
+    #[must_use]
+    pub fn read_only(&self) -> Option<String> {
+        self.read_only.load().as_deref().cloned()
+    }
+
+    /// Requests and bytes held now.
+    #[must_use]
+    pub fn held(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.admission.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes a call holds while it is worked on.
+#[must_use]
+pub fn cost(request: &Request) -> u64 {
+    let bytes = match request {
+        Request::Get(get) => get.key.len(),
+        Request::Put(put) => put.key.len() + put.value.len(),
+        Request::Delete(delete) => delete.key.len(),
+        Request::CompareAndSet(cas) => {
+            cas.condition.as_ref().map_or(0, condition_bytes) + cas.new_value.as_ref().map_or(0, |value| value.len())
+        }
+        Request::BatchGet(batch) => batch.keys.iter().map(|key| key.len()).sum(),
+        Request::BatchWrite(batch) => {
+            let conditions: usize = batch.conditions.iter().map(condition_bytes).sum();
+            conditions + batch.operations.iter().map(operation_bytes).sum::<usize>()
+        }
+        Request::Scan(scan) => return scan_cost(scan.page_size),
+    };
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+fn scan_cost(page_size: i32) -> u64 {
+    let entries = u64::try_from(page_size).unwrap_or(0);
+    entries.saturating_mul(SCAN_ENTRY_ESTIMATE).min(u64::try_from(PAGE_BYTES_MAX).unwrap_or(u64::MAX))
+}
+
+/// Bytes of a condition's key and value.
+#[must_use]
+pub fn condition_bytes(condition: &Condition) -> usize {
+    let value = match &condition.expected {
+        Some(Expected::Value(value)) => value.len(),
+        Some(Expected::CommitTimestamp(_) | Expected::Exists(_)) | None => 0,
+    };
+    condition.key.len() + value
+}
+
+/// Bytes of an operation's key and value.
+#[must_use]
+pub fn operation_bytes(operation: &WriteOperation) -> usize {
+    match &operation.operation {
+        Some(Operation::Put(put)) => put.key.len() + put.value.len(),
+        Some(Operation::Delete(delete)) => delete.key.len(),
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_budget_refuses_until_something_is_given_back() {
+        let admission = Arc::new(Admission::new(2, 10 << 20));
+        let first = admission.admit(0).unwrap();
+        let second = admission.admit(0).unwrap();
+        let refused = admission.admit(0).unwrap_err();
+        assert_eq!(refused.reason(), "OVERLOADED");
+        assert!(refused.retry_after().is_some());
+        drop(first);
+        drop(admission.admit(0).unwrap());
+        drop(second);
+        assert_eq!(admission.held(), (0, 0));
+    }
+
+    #[test]
+    fn a_request_that_does_not_fit_by_its_bytes_holds_nothing() {
+        let admission = Arc::new(Admission::new(100, 1 << 20));
+        let held = admission.admit(1 << 19).unwrap();
+        assert!(admission.admit(1 << 19).unwrap_err().to_string().contains("request bytes"));
+        assert!(admission.admit(u64::MAX).is_err());
+        drop(held);
+        assert_eq!(admission.held(), (0, 0));
+    }
+
+    #[test]
+    fn a_read_only_node_refuses_writes_with_the_reason_and_takes_them_again() {
+        let admission = Admission::new(1, 1);
+        assert!(admission.admit_write().is_ok());
+        admission.set_read_only(Some("disk".to_owned()));
+        let refused = admission.admit_write().unwrap_err();
+        assert_eq!((refused.reason(), refused.to_string().as_str()), ("READ_ONLY", "the node is read-only: disk"));
+        admission.set_read_only(None);
+        assert!(admission.admit_write().is_ok());
+    }
+}

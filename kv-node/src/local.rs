@@ -1,0 +1,365 @@
+//! A call served by this node's own replica: command or read, and the response made of the outcome.
+//!
+//! Invariants: keys in the command are the encoded keys the request was routed by; values are slices of the message
+//! that arrived until the command is encoded, once, in the caller's task.
+//!
+//! Not here: which replica (router), what a command does (kv-raft).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_proto::errors::{Outcome, ServiceError};
+use kv_proto::limits::{PAGE_BYTES_MAX, VALUE_BYTES_MAX};
+use kv_proto::pb::v1::condition::Expected as WireExpected;
+use kv_proto::pb::v1::pipeline_call::Request;
+use kv_proto::pb::v1::pipeline_reply::Response;
+use kv_proto::pb::v1::write_operation::Operation as WireOperation;
+use kv_proto::pb::v1::{
+    BatchGetRequest, BatchGetResponse, BatchWriteRequest, BatchWriteResponse, CompareAndSetRequest,
+    CompareAndSetResponse, Condition as WireCondition, Consistency, DeleteResponse, GetResponse, KeyValue, PutResponse,
+    ReadOptions, RequestHeader, ResponseHeader, ScanRequest, WriteOperation,
+};
+use kv_proto::timestamp::Timestamp;
+use kv_raft::command::{Command, Condition, EncodedCommand, Expected, Operation, Reply, Versioned};
+use kv_raft::data_engine::{DataError, ReadView};
+use kv_raft::replica::{ReadMode, Replica};
+use tokio::time::{Instant, timeout_at};
+
+use crate::catalog::{CatalogView, ShardInfo};
+use crate::errors;
+use crate::node::NodeShared;
+use crate::router::{Situation, Space};
+use crate::scan::page;
+use crate::scan::ranges::Bounds;
+use crate::validate;
+
+/// Reads of up to this many keys are done in the calling task; more may block it for too long.
+const INLINE_KEYS: usize = 16;
+
+/// A batch of reads answers at most this many bytes, as a page of a scan does.
+const BATCH_GET_BYTES_MAX: usize = PAGE_BYTES_MAX + VALUE_BYTES_MAX;
+
+/// The encoded keys of a call.
+#[derive(Debug)]
+pub enum Keys {
+    /// Of a request with one key.
+    One(Bytes),
+    /// Of a batch: conditions first, then operations.
+    Many(Vec<Bytes>),
+    /// Of a scan.
+    Scan {
+        /// What it reads.
+        bounds: Bounds,
+        /// Where it goes on.
+        from: Bytes,
+    },
+}
+
+/// What became of a write.
+enum Done {
+    Written { commit: Timestamp, deleted: u32 },
+    Refused { condition: u32, current: Option<Versioned> },
+}
+
+/// What a call is served with.
+pub struct Call<'a> {
+    /// The node.
+    pub shared: &'a NodeShared,
+    /// The catalog the call was routed by.
+    pub view: &'a Arc<CatalogView>,
+    /// The replica that serves.
+    pub replica: &'a Replica,
+    /// When the caller gives up.
+    pub deadline: Instant,
+}
+
+impl Call<'_> {
+    /// Serves it.
+    pub async fn run(
+        &self,
+        request: &Request,
+        space: &Space,
+        shard: &ShardInfo,
+        keys: &Keys,
+    ) -> Result<Response, ServiceError> {
+        let header = || Some(self.header(shard));
+        match (request, keys) {
+            (Request::Get(get), Keys::One(key)) => {
+                let (view, at) = self.read(get.read.as_ref(), space, shard).await?;
+                let found = match at {
+                    None => view.get(key),
+                    Some(at) => view.get_at(key, at),
+                };
+                let found = found.map_err(|error| errors::data(error, shard, asked(at)))?;
+                let entry = found.map(|found| key_value(get.key.clone(), found));
+                Ok(Response::Get(GetResponse { header: header(), entry }))
+            }
+            (Request::Put(put), Keys::One(key)) => {
+                let operations = vec![Operation::Put { key, value: &put.value }];
+                let (commit, _) = written(self.write(&put.header, vec![], operations, shard).await?)?;
+                Ok(Response::Put(PutResponse { header: header(), commit_timestamp: commit.0 }))
+            }
+            (Request::Delete(delete), Keys::One(key)) => {
+                let operations = vec![Operation::Delete { key }];
+                let (commit, deleted) = written(self.write(&delete.header, vec![], operations, shard).await?)?;
+                let deleted = deleted > 0;
+                Ok(Response::Delete(DeleteResponse { header: header(), commit_timestamp: commit.0, deleted }))
+            }
+            (Request::CompareAndSet(cas), Keys::One(key)) => {
+                self.compare_and_set(cas, key, shard).await.map(Response::CompareAndSet)
+            }
+            (Request::BatchGet(batch), Keys::Many(keys)) => {
+                self.batch_get(batch, keys, space, shard).await.map(Response::BatchGet)
+            }
+            (Request::BatchWrite(batch), Keys::Many(keys)) => {
+                self.batch_write(batch, keys, shard).await.map(Response::BatchWrite)
+            }
+            (Request::Scan(scan), Keys::Scan { bounds, from }) => self.scan(scan, bounds, from, space, shard).await,
+            (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => {
+                Err(internal("the keys of a call are not of its kind", Outcome::NotApplied))
+            }
+        }
+    }
+
+    fn header(&self, shard: &ShardInfo) -> ResponseHeader {
+        let node_id = self.shared.node().0;
+        ResponseHeader { shard_id: shard.id().0, epoch: shard.epoch().0, node_id }
+    }
+
+    fn situation(&self) -> Situation<'_> {
+        Situation { view: self.view, leaders: &self.shared.leaders, node: self.shared.node() }
+    }
+
+    async fn write<'k>(
+        &self,
+        header: &Option<RequestHeader>,
+        conditions: Vec<Condition<'k>>,
+        operations: Vec<Operation<'k>>,
+        shard: &ShardInfo,
+    ) -> Result<Done, ServiceError> {
+        self.shared.admission.admit_write()?;
+        let session = validate::session_tag(validate::header_of(header));
+        let command = EncodedCommand::new(&Command { session, conditions, operations });
+        match timeout_at(self.deadline, self.replica.propose(command)).await {
+            Ok(Ok(Reply::Written { commit, deleted })) => Ok(Done::Written { commit, deleted }),
+            Ok(Ok(Reply::Refused { condition, current })) => Ok(Done::Refused { condition, current }),
+            Ok(Ok(Reply::SessionStale)) => {
+                let sequence = session.map_or(0, |session| session.sequence.0);
+                Err(ServiceError::SessionStale { sequence })
+            }
+            Ok(Ok(Reply::SessionsFull)) => Err(errors::overloaded("the shard's table of sessions")),
+            Ok(Err(error)) => Err(errors::propose(error, &self.situation(), shard)),
+            Err(_) => Err(errors::deadline("propose", Outcome::Unknown)),
+        }
+    }
+
+    async fn read(
+        &self,
+        options: Option<&ReadOptions>,
+        space: &Space,
+        shard: &ShardInfo,
+    ) -> Result<(ReadView, Option<Timestamp>), ServiceError> {
+        let (mode, at) = read_mode(options, space)?;
+        match timeout_at(self.deadline, self.replica.read(mode)).await {
+            Ok(Ok(view)) => Ok((view, at)),
+            Ok(Err(error)) => Err(errors::read(error, &self.situation(), shard, asked(at))),
+            Err(_) => Err(errors::deadline("read", Outcome::NotApplied)),
+        }
+    }
+
+    async fn compare_and_set(
+        &self,
+        cas: &CompareAndSetRequest,
+        key: &Bytes,
+        shard: &ShardInfo,
+    ) -> Result<CompareAndSetResponse, ServiceError> {
+        let condition = cas.condition.as_ref().and_then(|condition| self::condition(condition, key));
+        let condition = condition.ok_or_else(|| ServiceError::invalid("condition.expected", "is needed"))?;
+        let operation = match &cas.new_value {
+            Some(value) => Operation::Put { key, value },
+            None => Operation::Delete { key },
+        };
+        let header = Some(self.header(shard));
+        Ok(match self.write(&cas.header, vec![condition], vec![operation], shard).await? {
+            Done::Written { commit, .. } => {
+                CompareAndSetResponse { header, succeeded: true, commit_timestamp: commit.0, current: None }
+            }
+            Done::Refused { current, .. } => {
+                let key = cas.condition.as_ref().map(|condition| condition.key.clone()).unwrap_or_default();
+                let current = current.map(|current| key_value(key, current));
+                CompareAndSetResponse { header, succeeded: false, commit_timestamp: 0, current }
+            }
+        })
+    }
+
+    async fn batch_write(
+        &self,
+        batch: &BatchWriteRequest,
+        keys: &[Bytes],
+        shard: &ShardInfo,
+    ) -> Result<BatchWriteResponse, ServiceError> {
+        let missing = || ServiceError::invalid("operations", "is not complete");
+        let mut keys = keys.iter();
+        let conditions: Option<Vec<_>> =
+            batch.conditions.iter().zip(&mut keys).map(|(wire, key)| condition(wire, key)).collect();
+        let operations: Option<Vec<_>> =
+            batch.operations.iter().zip(&mut keys).map(|(wire, key)| operation(wire, key)).collect();
+        let (conditions, operations) = (conditions.ok_or_else(missing)?, operations.ok_or_else(missing)?);
+        let header = Some(self.header(shard));
+        Ok(match self.write(&batch.header, conditions, operations, shard).await? {
+            Done::Written { commit, deleted } => BatchWriteResponse {
+                header,
+                succeeded: true,
+                commit_timestamp: commit.0,
+                deleted,
+                ..Default::default()
+            },
+            Done::Refused { condition, current } => {
+                let named = usize::try_from(condition).ok().and_then(|position| batch.conditions.get(position));
+                let key = named.map(|condition| condition.key.clone()).unwrap_or_default();
+                let current = current.map(|current| key_value(key, current));
+                BatchWriteResponse { header, failed_condition: condition, current, ..Default::default() }
+            }
+        })
+    }
+
+    async fn batch_get(
+        &self,
+        batch: &BatchGetRequest,
+        keys: &[Bytes],
+        space: &Space,
+        shard: &ShardInfo,
+    ) -> Result<BatchGetResponse, ServiceError> {
+        let (view, at) = self.read(batch.read.as_ref(), space, shard).await?;
+        let found = if keys.len() <= INLINE_KEYS {
+            get_many(&view, keys, at)
+        } else {
+            let keys = keys.to_vec();
+            self.blocking(move || get_many(&view, &keys, at)).await?
+        };
+        let found = found.map_err(|error| errors::data(error, shard, asked(at)))?;
+        let bytes: usize = found.iter().flatten().map(|found| found.value.len()).sum();
+        if bytes > BATCH_GET_BYTES_MAX {
+            let why =
+                format!("hold {bytes} bytes of values; at most {BATCH_GET_BYTES_MAX} in one answer: ask for fewer");
+            return Err(ServiceError::invalid("keys", why));
+        }
+        let entries = batch.keys.iter().zip(found);
+        let entries = entries.filter_map(|(key, found)| Some(key_value(key.clone(), found?))).collect();
+        Ok(BatchGetResponse { header: Some(self.header(shard)), entries })
+    }
+
+    async fn scan(
+        &self,
+        scan: &ScanRequest,
+        bounds: &Bounds,
+        from: &Bytes,
+        space: &Space,
+        shard: &ShardInfo,
+    ) -> Result<Response, ServiceError> {
+        let (view, at) = self.read(scan.read.as_ref(), space, shard).await?;
+        let job = page::Job {
+            bounds: bounds.clone(),
+            from: from.clone(),
+            within: shard.range.clone(),
+            layout: space.layout,
+            entries_max: usize::try_from(scan.page_size).unwrap_or(1),
+            keys_only: scan.keys_only,
+            at,
+            deadline: self.deadline.into_std(),
+        };
+        let page = self.blocking(move || job.run(&view)).await?;
+        let page = page.map_err(|error| errors::data(error, shard, asked(at)))?;
+        // A scan of one named shard ends with it; another goes on in the next shard.
+        let one_shard = validate::header_of(&scan.header).shard_id != 0;
+        let next = match page.next {
+            Some(next) => Some(next),
+            None if one_shard || shard.range.end().is_empty() => None,
+            None => Some(shard.range.end().clone())
+                .filter(|end| !bounds.ends_before(end) && self.situation().holds_more(space, end)),
+        };
+        Ok(Response::Scan(page::response(page.entries, next, bounds, self.header(shard))))
+    }
+
+    /// Work that may wait for the disk, off the async threads; given up at the deadline.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
+        match timeout_at(self.deadline, tokio::task::spawn_blocking(work)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) => Err(internal("a read was cancelled", Outcome::NotApplied)),
+            Err(_) => Err(errors::deadline("read", Outcome::NotApplied)),
+        }
+    }
+}
+
+fn get_many(view: &ReadView, keys: &[Bytes], at: Option<Timestamp>) -> Result<Vec<Option<Versioned>>, DataError> {
+    let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+    view.get_many(&keys, at)
+}
+
+fn read_mode(options: Option<&ReadOptions>, space: &Space) -> Result<(ReadMode, Option<Timestamp>), ServiceError> {
+    let Some(options) = options else { return Ok((ReadMode::Linearizable, None)) };
+    match Consistency::try_from(options.consistency).unwrap_or_default() {
+        Consistency::Unspecified | Consistency::Linearizable => Ok((ReadMode::Linearizable, None)),
+        Consistency::Lease => Ok((ReadMode::Lease, None)),
+        Consistency::Stale => {
+            let most = (options.max_staleness_ms != 0).then(|| Duration::from_millis(options.max_staleness_ms));
+            Ok((ReadMode::Stale { max_staleness: most }, None))
+        }
+        Consistency::Snapshot if !space.keeps_history => {
+            let why = "the keyspace keeps no history (its retention is 0)".to_owned();
+            Err(ServiceError::SnapshotUnavailable { asked: options.snapshot_timestamp, why })
+        }
+        Consistency::Snapshot => {
+            let at = Timestamp(options.snapshot_timestamp);
+            Ok((ReadMode::Snapshot { at }, Some(at)))
+        }
+    }
+}
+
+fn asked(at: Option<Timestamp>) -> u64 {
+    at.map_or(0, |at| at.0)
+}
+
+/// The key an operation writes; empty if it names none, which validation refuses.
+#[must_use]
+pub fn operation_key(operation: &WriteOperation) -> &Bytes {
+    static EMPTY: Bytes = Bytes::new();
+    match &operation.operation {
+        Some(WireOperation::Put(put)) => &put.key,
+        Some(WireOperation::Delete(delete)) => &delete.key,
+        None => &EMPTY,
+    }
+}
+
+fn operation<'k>(wire: &'k WriteOperation, key: &'k [u8]) -> Option<Operation<'k>> {
+    Some(match wire.operation.as_ref()? {
+        WireOperation::Put(put) => Operation::Put { key, value: &put.value },
+        WireOperation::Delete(_) => Operation::Delete { key },
+    })
+}
+
+fn condition<'k>(wire: &'k WireCondition, key: &'k [u8]) -> Option<Condition<'k>> {
+    let expected = match wire.expected.as_ref()? {
+        WireExpected::Value(value) => Expected::Value(value),
+        WireExpected::CommitTimestamp(at) => Expected::WrittenAt(Timestamp(*at)),
+        WireExpected::Exists(exists) => Expected::Exists(*exists),
+    };
+    Some(Condition { key, expected })
+}
+
+fn written(done: Done) -> Result<(Timestamp, u32), ServiceError> {
+    match done {
+        Done::Written { commit, deleted } => Ok((commit, deleted)),
+        Done::Refused { .. } => Err(internal("a write without conditions was refused", Outcome::Unknown)),
+    }
+}
+
+fn key_value(key: Bytes, versioned: Versioned) -> KeyValue {
+    KeyValue { key, value: versioned.value, commit_timestamp: versioned.commit.0 }
+}
+
+fn internal(why: &str, outcome: Outcome) -> ServiceError {
+    tracing::error!(why, "a request ended in an internal error");
+    ServiceError::Internal { why: why.to_owned(), outcome }
+}

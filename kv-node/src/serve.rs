@@ -1,0 +1,255 @@
+//! One call from its arrival to its response: admit, route, then serve here or send on.
+//!
+//! Invariants:
+//! - a call ends by its deadline; one that is late before it is begun is not begun;
+//! - a write is sent elsewhere only after an error that says that it was not applied here;
+//! - whatever a call holds is given back when its future is dropped.
+//!
+//! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
+
+use std::sync::Arc;
+use std::time::Instant as Begun;
+
+use kv_proto::errors::{Outcome, ServiceError};
+use kv_proto::ids::NodeId;
+use kv_proto::pb::v1::pipeline_call::Request;
+use kv_proto::pb::v1::pipeline_reply::Response;
+use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
+use tokio::time::Instant;
+
+use crate::catalog::{CatalogView, LeaderRecord, ShardInfo};
+use crate::local::{self, Keys};
+use crate::metrics::{CallKind, EdgeMetrics, EdgeStage};
+use crate::node::NodeShared;
+use crate::router::{Hosted, Need, Plan, Situation, Space};
+use crate::scan::cursor;
+use crate::scan::ranges::Bounds;
+use crate::validate::{self, GrpcTimeout};
+use crate::{admission, errors, forward};
+
+/// How often one node tries to place a request: its leader may have moved once, its own hint may be wrong once.
+const ATTEMPTS: usize = 3;
+
+/// Serves calls; cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<NodeShared>,
+    metrics: Arc<EdgeMetrics>,
+}
+
+/// A call with what was found out about it.
+struct Routed {
+    space: Space,
+    shard: Arc<ShardInfo>,
+    keys: Keys,
+}
+
+impl Server {
+    /// Serves for a node.
+    #[must_use]
+    pub fn new(shared: Arc<NodeShared>, metrics: Arc<EdgeMetrics>) -> Self {
+        Self { shared, metrics }
+    }
+
+    /// What the node's services share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<NodeShared> {
+        &self.shared
+    }
+
+    /// What is counted here.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<EdgeMetrics> {
+        &self.metrics
+    }
+
+    /// Serves one call.
+    pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<Response, ServiceError> {
+        let begun = Begun::now();
+        let kind = CallKind::of(&request);
+        let answer = self.checked(request, grpc).await;
+        self.metrics.answered(kind, begun, answer.as_ref().err().map(ServiceError::reason));
+        answer
+    }
+
+    async fn checked(&self, request: Request, grpc: GrpcTimeout) -> Result<Response, ServiceError> {
+        let arrived = Instant::now();
+        let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
+        let _permit = self.shared.admission.admit(admission::cost(&request))?;
+        let deadline = arrived + timeout;
+        if Instant::now() >= deadline {
+            return Err(errors::deadline("queue", Outcome::NotApplied));
+        }
+        self.placed(request, deadline).await
+    }
+
+    /// Routes until the call is answered or nothing is left to try.
+    async fn placed(&self, request: Request, deadline: Instant) -> Result<Response, ServiceError> {
+        let mut tried: Vec<NodeId> = Vec::new();
+        for attempt in 1.. {
+            let began = Begun::now();
+            let view = self.shared.view.load_full();
+            let situation = self.situation(&view);
+            let header = validate::header(&request);
+            let routed = route(&situation, &request)?;
+            let replica = self.shared.host.replica(routed.shard.id());
+            let hosted = replica.as_ref().map(|replica| Hosted {
+                leads: replica.is_leader(),
+                leader: replica.leader().map(|leader| leader.node),
+            });
+            let plan = situation.plan(header, &routed.shard, need(&request), hosted, &tried);
+            self.metrics.observe(EdgeStage::Route, began);
+            let last = attempt >= ATTEMPTS;
+            match (plan, replica) {
+                (Plan::Refuse(error), _) => return Err(error),
+                (Plan::Serve, Some(replica)) => {
+                    let call = local::Call { shared: &self.shared, view: &view, replica: &replica, deadline };
+                    match call.run(&request, &routed.space, &routed.shard, &routed.keys).await {
+                        Err(error) if !last && self.may_move(&error, validate::header(&request)) => {
+                            tried.push(self.shared.node());
+                        }
+                        answer => return answer,
+                    }
+                }
+                // The replica went away between the plan and now.
+                (Plan::Serve, None) => return Err(crate::router::no_leader(&routed.shard)),
+                (Plan::Forward { node, address }, _) => {
+                    let began = Begun::now();
+                    let writes = is_write(&request);
+                    let connection = self.shared.pool.get(&address);
+                    let answer = connection.call(forward::onward(request.clone(), deadline), deadline).await;
+                    self.metrics.observe(EdgeStage::Forward, began);
+                    let error = match answer {
+                        Ok(response) => return Ok(response),
+                        Err(error) => errors::forward(error, &routed.shard, writes),
+                    };
+                    tried.push(node);
+                    self.learn(&routed.shard, node, &error);
+                    if last || !moved(&error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Err(ServiceError::Internal { why: "a request was never placed".to_owned(), outcome: Outcome::NotApplied })
+    }
+
+    fn situation<'a>(&'a self, view: &'a CatalogView) -> Situation<'a> {
+        Situation { view, leaders: &self.shared.leaders, node: self.shared.node() }
+    }
+
+    /// Whether another node is to be asked after this node's own replica refused.
+    fn may_move(&self, error: &ServiceError, header: &RequestHeader) -> bool {
+        let redirects = header.wrong_node == i32::from(kv_proto::pb::v1::WrongNode::Redirect);
+        !redirects && moved(error)
+    }
+
+    /// Takes in what a refusal says about the shard's leader.
+    fn learn(&self, shard: &ShardInfo, asked: NodeId, error: &ServiceError) {
+        let (ServiceError::NotLeader { .. } | ServiceError::NoLeader { .. }) = error else { return };
+        self.shared.leaders.forget(shard.id(), asked);
+        let hinted = error.route_hint().and_then(|hint| hint.shard.as_ref()).map(|route| NodeId(route.leader_node_id));
+        if let Some(node) = hinted.filter(|node| node.0 != 0 && *node != asked) {
+            self.shared.leaders.learn(shard.id(), LeaderRecord { term: 0, node });
+        }
+    }
+
+    /// The shards of a keyspace with their leaders.
+    pub fn list_routes(
+        &self,
+        request: &ListRoutesRequest,
+        grpc: GrpcTimeout,
+    ) -> Result<ListRoutesResponse, ServiceError> {
+        validate::list_routes(request, self.shared.cluster_id(), grpc)?;
+        let view = self.shared.view.load();
+        let space = self.situation(&view).space(validate::header_of(&request.header))?;
+        let shards = view.shards_of(space.id);
+        let keyspace = view.keyspace_by_id(space.id).map(|keyspace| keyspace.name.clone()).unwrap_or_default();
+        Ok(ListRoutesResponse {
+            cluster_id: self.shared.cluster_id().to_owned(),
+            catalog_version: view.version(),
+            keyspace,
+            keyspace_id: space.id.0,
+            hashed: space.layout == kv_proto::keys::Layout::Hash,
+            shards: shards.iter().map(|shard| view.route(shard, &self.shared.leaders)).collect(),
+        })
+    }
+}
+
+/// Whether the error says that nothing happened here and another node may serve.
+fn moved(error: &ServiceError) -> bool {
+    error.outcome() == Outcome::NotApplied
+        && matches!(error, ServiceError::NotLeader { .. } | ServiceError::NoLeader { .. })
+}
+
+/// The shard of a call and its keys, encoded once for all of its way.
+fn route(situation: &Situation<'_>, request: &Request) -> Result<Routed, ServiceError> {
+    let header = validate::header(request);
+    let space = situation.space(header)?;
+    let (shard, keys) = match request {
+        Request::Get(get) => one(situation, header, &space, &get.key)?,
+        Request::Put(put) => one(situation, header, &space, &put.key)?,
+        Request::Delete(delete) => one(situation, header, &space, &delete.key)?,
+        Request::CompareAndSet(cas) => {
+            let key = cas.condition.as_ref().map_or(&[][..], |condition| &condition.key);
+            one(situation, header, &space, key)?
+        }
+        Request::BatchGet(batch) => {
+            let keys: Vec<_> = batch.keys.iter().map(|key| space.encode(key)).collect();
+            (situation.shard_of_all(header, &keys)?, Keys::Many(keys))
+        }
+        Request::BatchWrite(batch) => {
+            let conditions = batch.conditions.iter().map(|condition| &condition.key);
+            let operations = batch.operations.iter().map(local::operation_key);
+            let keys: Vec<_> = conditions.chain(operations).map(|key| space.encode(key)).collect();
+            (situation.shard_of_all(header, &keys)?, Keys::Many(keys))
+        }
+        Request::Scan(scan) => scan_start(situation, header, &space, scan)?,
+    };
+    Ok(Routed { space, shard: Arc::clone(shard), keys })
+}
+
+fn one<'s>(
+    situation: &'s Situation<'_>,
+    header: &RequestHeader,
+    space: &Space,
+    key: &[u8],
+) -> Result<(&'s Arc<ShardInfo>, Keys), ServiceError> {
+    let encoded = space.encode(key);
+    Ok((situation.shard_of(header, &encoded)?, Keys::One(encoded)))
+}
+
+/// A page is of the shard that holds the position: that of the cursor, or the first of the scan.
+fn scan_start<'s>(
+    situation: &'s Situation<'_>,
+    header: &RequestHeader,
+    space: &Space,
+    scan: &ScanRequest,
+) -> Result<(&'s Arc<ShardInfo>, Keys), ServiceError> {
+    let bounds = Bounds::new(space.id, space.layout, scan);
+    let from =
+        if scan.cursor.is_empty() { bounds.first() } else { cursor::decode(bounds.fingerprint(), &scan.cursor)? };
+    let shard = match situation.shard_by_id(header)? {
+        Some(shard) => shard,
+        None => situation.shard_of(header, &from)?,
+    };
+    Ok((shard, Keys::Scan { bounds, from }))
+}
+
+fn is_write(request: &Request) -> bool {
+    match request {
+        Request::Put(_) | Request::Delete(_) | Request::CompareAndSet(_) | Request::BatchWrite(_) => true,
+        Request::Get(_) | Request::BatchGet(_) | Request::Scan(_) => false,
+    }
+}
+
+fn need(request: &Request) -> Need {
+    let read: Option<&ReadOptions> = match request {
+        Request::Get(get) => get.read.as_ref(),
+        Request::BatchGet(batch) => batch.read.as_ref(),
+        Request::Scan(scan) => scan.read.as_ref(),
+        Request::Put(_) | Request::Delete(_) | Request::CompareAndSet(_) | Request::BatchWrite(_) => None,
+    };
+    let stale = read.is_some_and(|read| read.consistency == i32::from(Consistency::Stale));
+    if stale { Need::Any } else { Need::Leader }
+}

@@ -1,0 +1,171 @@
+//! One pipelined stream: many calls in flight, replies gathered as they become ready.
+//!
+//! Invariants:
+//! - a stream has a bounded number of calls and bytes in flight (but for the message it is reading) and of unsent
+//!   replies: beyond either nothing more is read from it, so a slow reader slows only itself;
+//! - when the client vanishes, or reads nothing for [`STALLED`], all it had in flight is dropped;
+//! - a call at fault fails alone; every call read is answered once, unless the stream ends first.
+//!
+//! Not here: what a call does (serve).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use kv_proto::errors::ServiceError;
+use kv_proto::limits::{MESSAGE_BYTES_MAX, PAGE_BYTES_MAX, PIPELINE_CALLS_MAX, VALUE_BYTES_MAX};
+use kv_proto::pb::v1::pipeline_call::Request;
+use kv_proto::pb::v1::pipeline_reply::Response;
+use kv_proto::pb::v1::{PipelineCall, PipelineReply, PipelineRequest, PipelineResponse};
+use prost::Message as _;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::admission;
+use crate::metrics::EdgeMetrics;
+
+/// Messages handed to the transport and not taken yet: one is sent while the next is gathered.
+pub const MESSAGES_UNSENT: usize = 2;
+
+/// Replies gathered into one message end here; one more may be as large as a page.
+const GATHERED_BYTES: usize = 1 << 20;
+
+/// With this many bytes of replies waiting to be sent, nothing more is read.
+const UNSENT_BYTES: usize = 4 << 20;
+
+/// A client that takes no message for this long is taken for dead.
+const STALLED: Duration = Duration::from_secs(30);
+
+const _: () = assert!(GATHERED_BYTES + PAGE_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
+
+/// How much one stream may have in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamLimits {
+    /// Calls.
+    pub calls: usize,
+    /// Bytes of their requests.
+    pub bytes: u64,
+}
+
+/// Replies that wait to be sent.
+#[derive(Default)]
+struct Ready {
+    replies: VecDeque<(PipelineReply, usize)>,
+    bytes: usize,
+}
+
+impl Ready {
+    fn push(&mut self, reply: PipelineReply) {
+        let bytes = reply.encoded_len();
+        self.bytes += bytes;
+        self.replies.push_back((reply, bytes));
+    }
+
+    /// One message.
+    fn take(&mut self) -> PipelineResponse {
+        let mut replies = Vec::with_capacity(self.replies.len());
+        let mut bytes = 0;
+        while bytes < GATHERED_BYTES
+            && let Some((reply, size)) = self.replies.pop_front()
+        {
+            bytes += size;
+            replies.push(reply);
+        }
+        self.bytes -= bytes;
+        PipelineResponse { replies }
+    }
+}
+
+/// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`.
+pub async fn run<F>(
+    inbound: impl Stream<Item = Result<PipelineRequest, Status>>,
+    outbound: mpsc::Sender<PipelineResponse>,
+    serve: impl Fn(Request) -> F,
+    limits: StreamLimits,
+    (metrics, stop): (&EdgeMetrics, CancellationToken),
+) where
+    F: Future<Output = Result<Response, ServiceError>>,
+{
+    let mut inbound = std::pin::pin!(inbound);
+    let mut running = FuturesUnordered::new();
+    let mut running_bytes = 0_u64;
+    let mut ready = Ready::default();
+    let mut open = true;
+    loop {
+        // Everything that is done by now goes into one message.
+        while let Some(Some((reply, bytes))) = running.next().now_or_never() {
+            running_bytes -= bytes;
+            ready.push(reply);
+        }
+        while !ready.replies.is_empty() {
+            match outbound.try_reserve() {
+                Ok(permit) => permit.send(counted(ready.take(), metrics)),
+                Err(TrySendError::Full(())) => break,
+                Err(TrySendError::Closed(())) => return,
+            }
+        }
+        if !open && running.is_empty() && ready.replies.is_empty() {
+            return;
+        }
+        let room = running.len() < limits.calls && running_bytes < limits.bytes && ready.bytes < UNSENT_BYTES;
+        let unsent = !ready.replies.is_empty();
+        tokio::select! {
+            Some((reply, bytes)) = running.next() => {
+                running_bytes -= bytes;
+                ready.push(reply);
+            }
+            message = inbound.next(), if open && room => match message {
+                Some(Ok(message)) => {
+                    for (position, PipelineCall { id, request }) in message.calls.into_iter().enumerate() {
+                        match request {
+                            Some(request) if position < PIPELINE_CALLS_MAX => {
+                                let bytes = admission::cost(&request);
+                                running_bytes += bytes;
+                                let answer = serve(request);
+                                running.push(async move { (reply(id, answer.await), bytes) });
+                            }
+                            request => ready.push(reply(id, Err(refused(request.is_some())))),
+                        }
+                    }
+                }
+                Some(Err(_)) => return,
+                None => open = false,
+            },
+            permit = outbound.reserve(), if unsent => match permit {
+                Ok(permit) => permit.send(counted(ready.take(), metrics)),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(STALLED), if unsent => {
+                tracing::debug!(replies = ready.replies.len(), "a client reads no replies: its stream is closed");
+                return;
+            }
+            () = outbound.closed() => return,
+            () = stop.cancelled(), if open => open = false,
+        }
+    }
+}
+
+fn refused(has_request: bool) -> ServiceError {
+    if has_request {
+        ServiceError::invalid("calls", format!("one message carries at most {PIPELINE_CALLS_MAX}"))
+    } else {
+        ServiceError::invalid("request", "is needed")
+    }
+}
+
+fn reply(id: u64, answer: Result<Response, ServiceError>) -> PipelineReply {
+    let response = answer.unwrap_or_else(|error| Response::Failure(error.to_failure()));
+    PipelineReply { id, response: Some(response) }
+}
+
+fn counted(message: PipelineResponse, metrics: &EdgeMetrics) -> PipelineResponse {
+    metrics.stream_messages.inc();
+    metrics.stream_replies.inc_by(u64::try_from(message.replies.len()).unwrap_or(0));
+    message
+}
+
+#[cfg(test)]
+mod tests;

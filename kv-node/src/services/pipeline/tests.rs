@@ -1,0 +1,184 @@
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use kv_proto::pb::v1::{GetRequest, GetResponse};
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+
+use super::*;
+
+const LIMITS: StreamLimits = StreamLimits { calls: 4, bytes: 1 << 20 };
+
+fn get(id: u64) -> PipelineCall {
+    let key = id.to_string().into();
+    PipelineCall { id, request: Some(Request::Get(GetRequest { header: None, key, read: None })) }
+}
+
+fn message(calls: impl IntoIterator<Item = PipelineCall>) -> Result<PipelineRequest, Status> {
+    Ok(PipelineRequest { calls: calls.into_iter().collect() })
+}
+
+fn metrics() -> EdgeMetrics {
+    EdgeMetrics::new(&mut Registry::default())
+}
+
+async fn echo(_: Request) -> Result<Response, ServiceError> {
+    Ok(Response::Get(GetResponse::default()))
+}
+
+fn ids(message: &PipelineResponse) -> Vec<u64> {
+    message.replies.iter().map(|reply| reply.id).collect()
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("it ends in time")
+}
+
+#[tokio::test]
+async fn calls_that_are_ready_together_are_answered_in_one_message() {
+    let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let inbound = futures::stream::iter([message((1..=4).map(get))]);
+    within(run(inbound, sender, echo, LIMITS, (&metrics(), CancellationToken::new()))).await;
+    let mut answered = ids(&receiver.recv().await.unwrap());
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3, 4]);
+    assert_eq!(receiver.recv().await, None);
+}
+
+#[tokio::test]
+async fn a_call_at_fault_fails_alone() {
+    let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let inbound = futures::stream::iter([message([get(1), PipelineCall { id: 2, request: None }, get(3)])]);
+    let serve = async |request: Request| {
+        let Request::Get(get) = request else { panic!("only gets") };
+        if get.key == "3" { Err(ServiceError::DeadlineMissing) } else { Ok(Response::Get(GetResponse::default())) }
+    };
+    within(run(inbound, sender, serve, LIMITS, (&metrics(), CancellationToken::new()))).await;
+    let mut reasons = std::collections::BTreeMap::new();
+    while let Some(message) = receiver.recv().await {
+        for reply in message.replies {
+            let failure = match reply.response.unwrap() {
+                Response::Failure(failure) => ServiceError::from_failure(failure).reason(),
+                _ => "",
+            };
+            reasons.insert(reply.id, failure);
+        }
+    }
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), [(1, ""), (2, "INVALID_REQUEST"), (3, "DEADLINE_MISSING")]);
+}
+
+#[tokio::test]
+async fn a_slow_call_holds_up_no_other() {
+    let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let (release, released) = oneshot::channel::<()>();
+    let released = RefCell::new(Some(released));
+    let serve = |request: Request| {
+        let Request::Get(get) = request else { panic!("only gets") };
+        let wait = (get.key == "1").then(|| released.borrow_mut().take()).flatten();
+        async move {
+            if let Some(wait) = wait {
+                wait.await.unwrap();
+            }
+            Ok(Response::Get(GetResponse::default()))
+        }
+    };
+    let inbound = futures::stream::iter([message([get(1), get(2)])]);
+    let look = async {
+        assert_eq!(ids(&receiver.recv().await.unwrap()), [2]);
+        release.send(()).unwrap();
+        assert_eq!(ids(&receiver.recv().await.unwrap()), [1]);
+    };
+    let metrics = metrics();
+    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    within(futures::future::join(run, look)).await;
+}
+
+#[tokio::test]
+async fn no_more_is_read_than_the_stream_may_have_in_flight() {
+    let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let read = Rc::new(Cell::new(0));
+    let counting = read.clone();
+    let inbound = futures::stream::iter(1..=100).map(move |id| {
+        counting.set(counting.get() + 1);
+        message([get(id)])
+    });
+    let serve = |_| std::future::pending::<Result<Response, ServiceError>>();
+    let metrics = metrics();
+    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    assert!(run.now_or_never().is_none());
+    assert_eq!(read.get(), LIMITS.calls);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
+    let (sender, receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let read = Rc::new(Cell::new(0_usize));
+    let counting = read.clone();
+    let inbound = futures::stream::iter(1..=1000).map(move |id| {
+        counting.set(counting.get() + 1);
+        message([get(id)])
+    });
+    let large = |_| async {
+        let value = vec![0; 1 << 20].into();
+        let entry = Some(kv_proto::pb::v1::KeyValue { key: "k".into(), value, commit_timestamp: 1 });
+        Ok(Response::Get(GetResponse { header: None, entry }))
+    };
+    let metrics = metrics();
+    let mut run = Box::pin(run(inbound, sender, large, LIMITS, (&metrics, CancellationToken::new())));
+    for _ in 0..50 {
+        assert!(run.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert!(read.get() < 20, "{} calls were read though nobody reads the replies", read.get());
+    drop(receiver);
+    within(run).await;
+}
+
+#[tokio::test]
+async fn a_vanished_client_leaves_nothing_behind() {
+    struct Held(Rc<Cell<usize>>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+    let held = Rc::new(Cell::new(0));
+    let serve = |_| {
+        held.set(held.get() + 1);
+        let guard = Held(held.clone());
+        async move {
+            std::future::pending::<()>().await;
+            drop(guard);
+            Err(ServiceError::DeadlineMissing)
+        }
+    };
+    let (sender, receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let inbound = futures::stream::iter([message((1..=3).map(get))]).chain(futures::stream::pending());
+    let metrics = metrics();
+    {
+        let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+        let vanish = async {
+            while held.get() < 3 {
+                tokio::task::yield_now().await;
+            }
+            drop(receiver);
+        };
+        within(futures::future::join(run, vanish)).await;
+    }
+    assert_eq!(held.get(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_stopped_answers_what_it_has_and_ends() {
+    let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let stop = CancellationToken::new();
+    let inbound = futures::stream::iter([message([get(1)])]).chain(futures::stream::pending());
+    let metrics = metrics();
+    let run = run(inbound, sender, echo, LIMITS, (&metrics, stop.clone()));
+    let look = async {
+        assert_eq!(ids(&receiver.recv().await.unwrap()), [1]);
+        stop.cancel();
+        assert_eq!(receiver.recv().await, None);
+    };
+    within(futures::future::join(run, look)).await;
+}
