@@ -360,10 +360,6 @@ async fn open_log(log: &LogEngine, shard: ShardId, replica: ReplicaId) -> Result
 struct LocalLog(LogWait);
 
 impl state_machine::LogWait for LocalLog {
-    fn is_durable(&self, index: u64) -> bool {
-        self.0.wait_durable(index).now_or_never().is_some_and(|durable| durable.is_ok())
-    }
-
     fn wait_durable(&self, index: u64) -> BoxFuture<'_, std::io::Result<()>> {
         self.0.wait_durable(index).map(|durable| durable.map_err(std::io::Error::other)).boxed()
     }
