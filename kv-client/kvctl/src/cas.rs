@@ -15,6 +15,10 @@ use crate::values::{self, ValueSource};
 
 /// `cas`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(
+    override_usage = "kvctl cas [OPTIONS] <KEY> <--expect V | --expect-file F | --version N | --absent | --exists> \
+    <--set V | --set-file F | --delete>"
+)]
 pub(crate) struct CasArgs {
     /// The key, in --key-encoding
     key: String,

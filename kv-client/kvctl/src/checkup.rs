@@ -58,6 +58,8 @@ impl Context {
         progress.set(0, "looking at nodes, shards and actions");
         let (nodes, keyspaces, shards, actions) =
             tokio::join!(self.nodes(), self.keyspaces(), self.shards("", 0), self.actions(false));
+        let failures = [nodes.as_ref().err(), keyspaces.as_ref().err(), shards.as_ref().err(), actions.as_ref().err()];
+        facts.unanswered = failures.into_iter().flatten().map(ToString::to_string).collect();
         facts.nodes = nodes.unwrap_or_default();
         facts.keyspaces = keyspaces.unwrap_or_default().into_iter().filter_map(|listing| listing.keyspace).collect();
         facts.shards = shards.unwrap_or_default();

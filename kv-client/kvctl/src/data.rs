@@ -18,6 +18,7 @@ use crate::values::{self, Encoding, ValueSource};
 
 /// `put`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(override_usage = "kvctl put [OPTIONS] <KEY> <VALUE | - | --value-file FILE>")]
 pub(crate) struct PutArgs {
     /// The key, in --key-encoding
     key: String,

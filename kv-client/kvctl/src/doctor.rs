@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kv_proto::ids::SYSTEM_KEYSPACE;
 use kv_proto::pb::admin::v1::{
     Action, ActionState, Keyspace, Node, NodeListing, NodeState, NodeStatus, ReplicaStatus, ShardListing,
 };
@@ -36,6 +37,8 @@ pub(crate) struct Facts {
     pub(crate) shards: Vec<ShardListing>,
     /// The same a moment earlier, to tell a replica that catches up from one that stands still; may be empty.
     pub(crate) earlier: Vec<ShardListing>,
+    /// What the cluster did not answer, and why.
+    pub(crate) unanswered: Vec<String>,
     /// Running and ended.
     pub(crate) actions: Vec<Action>,
     /// When, in milliseconds since the epoch.
@@ -120,6 +123,7 @@ impl Finding {
 pub(crate) fn diagnose(facts: &Facts) -> Vec<Finding> {
     let picture = Picture::new(facts);
     let mut findings = endpoints(&picture);
+    findings.extend(catalog(&picture));
     if !facts.nodes.is_empty() {
         findings.extend(nodes::findings(&picture));
         findings.extend(shards::findings(&picture));
@@ -224,6 +228,31 @@ fn endpoints(picture: &Picture<'_>) -> Vec<Finding> {
         findings.push(found.help("the nodes of this cluster", format!("export KV_ENDPOINTS={addresses}")));
     }
     findings
+}
+
+/// A cluster that answers, but not with what doctor needs; or that has nothing to serve yet.
+fn catalog(picture: &Picture<'_>) -> Option<Finding> {
+    let facts = picture.facts;
+    if let Some(why) = facts.unanswered.first() {
+        let what = format!("the cluster does not say how it is, so the rest of this is incomplete: {why}");
+        let found = finding(Severity::Critical, "catalog-unreadable", "cluster", what)
+            .help("see which nodes answer", "kvctl health")
+            .help("a cluster that has just started needs a moment; look again", "kvctl doctor");
+        return Some(found);
+    }
+    let has_data = facts.keyspaces.iter().any(|keyspace| keyspace.keyspace_id != SYSTEM_KEYSPACE.0);
+    if has_data || facts.nodes.is_empty() {
+        return None;
+    }
+    let nodes = human::count(picture.nodes.len(), "node");
+    let what = format!(
+        "there is no keyspace for data; a new cluster creates one when all its first nodes have joined, and {nodes} have"
+    );
+    let what = if picture.nodes.len() == 1 { what.replacen(" node have", " node has", 1) } else { what };
+    let found = finding(Severity::Warning, "no-keyspace", "cluster", what)
+        .help("see who has joined", "kvctl node list")
+        .help("or create one", "kvctl keyspace create NAME");
+    Some(found)
 }
 
 fn actions(picture: &Picture<'_>) -> Vec<Finding> {

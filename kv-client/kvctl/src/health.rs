@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kv_proto::errors::ServiceError;
+use kv_proto::ids::SYSTEM_KEYSPACE;
 use kv_proto::pb::admin::v1::GetNodeStatusRequest;
 use kv_proto::pb::admin::v1::admin_service_client::AdminServiceClient;
 use serde_json::{Value, json};
@@ -43,8 +44,12 @@ impl Context {
             Ok(shards) => (shards.len(), leaderless(shards), None),
             Err(failure) => (0, Vec::new(), Some(failure.to_string())),
         };
+        let serves_data = shards
+            .iter()
+            .flatten()
+            .any(|listing| listing.shard.as_ref().is_some_and(|shard| shard.keyspace_id != SYSTEM_KEYSPACE.0));
         let answers = probes.iter().any(|probe| probe.answer.is_ok());
-        let healthy = answers && unknown.is_none() && without.is_empty() && count > 0;
+        let healthy = answers && unknown.is_none() && without.is_empty() && serves_data;
         let json = json!({
             "healthy": healthy,
             "endpoints": probes.iter().map(probe_json).collect::<Vec<_>>(),
@@ -119,8 +124,9 @@ fn verdict(healthy: bool, shards: usize, without: &[u64], unknown: Option<&str>,
     }
     let why = match (unknown, without) {
         (Some(why), _) => why.to_owned(),
-        (None, []) => "the cluster has no shard yet".to_owned(),
-        (None, without) => format!("without a leader: shard {}", human::list(without)),
+        (None, []) => "there is no keyspace for data yet; a new cluster waits for its first nodes".to_owned(),
+        (None, [only]) => format!("shard {only} has no leader"),
+        (None, without) => format!("shards {} have no leader", human::list(without)),
     };
     format!("{}\nkvctl doctor says what to do", look.paint(&format!("not healthy: {why}"), Tone::Bad))
 }
@@ -132,7 +138,7 @@ mod tests {
     #[test]
     fn a_verdict_names_the_shards_without_a_leader() {
         let text = verdict(false, 7, &[4, 6], None, Look::default());
-        assert_eq!(text, "not healthy: without a leader: shard 4 and 6\nkvctl doctor says what to do");
+        assert_eq!(text, "not healthy: shards 4 and 6 have no leader\nkvctl doctor says what to do");
         assert_eq!(verdict(true, 7, &[], None, Look::default()), "healthy: all 7 shards have a leader");
     }
 

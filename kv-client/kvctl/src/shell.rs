@@ -25,8 +25,8 @@ use crate::words;
 const HISTORY_LINES: usize = 10_000;
 
 const WELCOME: &str = "\
-Commands are those of kvctl, without the kvctl. `help` lists them, Tab completes, `use KEYSPACE` switches,
-`exit` or Ctrl-D leaves.";
+Commands are those of kvctl, without the kvctl. `help` lists them, Tab
+completes, `use KEYSPACE` switches, `exit` or Ctrl-D leaves.";
 
 /// Completes with what the cluster last said.
 #[derive(Helper, Highlighter, Hinter, Validator)]

@@ -21,6 +21,7 @@ fn healthy() -> Facts {
         }],
         shards: (2..=7).map(|id| shard(id, 1 + id % 3)).collect(),
         earlier: Vec::new(),
+        unanswered: Vec::new(),
         actions: Vec::new(),
         now_ms: NOW,
     }
@@ -323,4 +324,24 @@ fn notes_alone_are_no_problem_and_a_warning_is_one() {
     assert!(!has_problems(&diagnose(&facts)));
     kill(&mut facts, 3);
     assert!(has_problems(&diagnose(&facts)));
+}
+
+#[test]
+fn a_cluster_that_cannot_say_how_it_is_is_never_called_healthy() {
+    let facts = Facts {
+        endpoints: vec![Endpoint { address: address(1), answer: Ok("c1".into()) }],
+        unanswered: vec!["list nodes failed: no answer within 5s".into()],
+        ..Facts::default()
+    };
+    assert_eq!(names(&facts), ["critical catalog-unreadable cluster"]);
+}
+
+#[test]
+fn a_cluster_that_waits_for_its_first_nodes_says_so() {
+    let mut facts = healthy();
+    facts.keyspaces.clear();
+    facts.shards.clear();
+    facts.nodes.truncate(1);
+    facts.endpoints.truncate(1);
+    assert!(text(&facts, "no-keyspace").0.ends_with("and 1 node has"), "{:?}", text(&facts, "no-keyspace"));
 }
