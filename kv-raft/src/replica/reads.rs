@@ -4,7 +4,7 @@
 //! wait for the next. Clocks are trusted only where the caller asked for a lease or for bounded staleness.
 //!
 //! A snapshot read at T must see every commit at or before T, now and for ever. Commit timestamps rise in log order,
-//! so it suffices that some applied commit is at or after T; if none is, an empty batch stamped after T makes one.
+//! so it suffices that some applied commit is at or after T; if none is, a command that does nothing makes one.
 //!
 //! Invariants: a linearizable read sees every write acknowledged before it began.
 //!
@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{ReadError, Replica};
+use crate::command::{Command, EncodedCommand};
 use crate::data_engine::{DataError, ReadView};
 use crate::metrics::Stage;
 use crate::types::ShardRaft;
@@ -232,8 +233,9 @@ impl Replica {
         if view.last_commit() >= at {
             return Ok(view);
         }
-        // Nothing was committed at or after it: an empty batch, stamped by a clock that is past it, closes it.
-        self.propose_entry(&[]).await?;
+        // Nothing was committed at or after it: a command that does nothing, stamped by a clock that is past it, is.
+        let nothing = Command { session: None, conditions: Vec::new(), operations: Vec::new() };
+        self.propose(EncodedCommand::new(&nothing)).await?;
         self.view()
     }
 }

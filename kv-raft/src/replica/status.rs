@@ -25,9 +25,11 @@ impl Replica {
     pub fn status(&self) -> ReplicaState {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        self.status_of(&metrics)
+        let data_bytes = self.context.data.estimated_bytes(self.shard);
+        ReplicaState { data_bytes, ..self.status_of(&metrics) }
     }
 
+    /// The same but for the data's size, which takes longer to tell.
     pub(super) fn status_of(&self, metrics: &RaftMetrics<ShardRaft>) -> ReplicaState {
         let membership = metrics.membership_config.membership();
         let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
@@ -56,7 +58,7 @@ impl Replica {
             learners: membership.learner_ids().map(named).collect(),
             joint: membership.get_joint_config().len() > 1,
             hibernated: self.is_hibernated(),
-            data_bytes: self.context.data.estimated_bytes(self.shard),
+            data_bytes: 0,
         }
     }
 }
