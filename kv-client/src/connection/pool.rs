@@ -159,10 +159,18 @@ impl NodeConnection {
         Ok(self.link(deadline).await?.channel())
     }
 
-    /// Whether a call would be tried now, not refused by the circuit.
+    /// Whether a call would be tried now, not refused by the circuit. Where a probe of the node is due this begins it, so
+    /// that a node nobody calls any more because it failed is still found alive again.
     #[must_use]
     pub fn is_available(&self) -> bool {
-        !self.0.state.lock().circuit.is_open()
+        let mut state = self.0.state.lock();
+        if !state.circuit.is_open() {
+            return true;
+        }
+        if !self.0.owner.stop.is_cancelled() && state.circuit.admit(Instant::now()) == Admission::Probe {
+            state.link = LinkState::Connecting(self.0.connect());
+        }
+        false
     }
 
     /// Calls that wait for their reply now.
