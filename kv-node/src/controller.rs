@@ -10,6 +10,7 @@
 //!
 //! Not here: what people may ask for (catalog, edits); how a node creates and destroys replicas (host).
 
+pub mod run;
 pub mod plan;
 pub mod actions;
 pub mod step;

@@ -10,6 +10,7 @@
 
 pub mod clocks;
 pub mod reconcile;
+pub mod report;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

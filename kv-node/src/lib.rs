@@ -15,7 +15,13 @@ pub mod disk;
 
 pub mod node;
 
+pub mod bootstrap;
+
+pub mod join;
+
 pub mod controller;
+
+pub mod editor;
 
 pub mod host;
 

@@ -1,9 +1,98 @@
 //! One running node: what its parts share, how they start, and the order in which they stop.
 //!
+//! Invariants: a node whose data folder belongs elsewhere does not start and touches nothing; the shutdown order is
+//! written once, in [`Node::shutdown`].
+//!
 //! Not here: what is listened on and served (main, services).
 
-pub mod readiness;
+pub mod follow;
+pub mod start;
+pub mod status;
 pub mod shared;
+pub mod readiness;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use kv_raft::transport::Transport;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use readiness::Readiness;
 pub use shared::NodeShared;
+pub use start::{StartError, StartParts};
+
+use crate::identity::DataFolder;
+
+/// A running node.
+pub struct Node {
+    shared: Arc<NodeShared>,
+    transport: Transport,
+    /// Held until the last file is closed.
+    _folder: DataFolder,
+    controller: Owned,
+    background: Owned,
+}
+
+/// Tasks that end together.
+#[derive(Default)]
+struct Owned {
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Owned {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, run: impl FnOnce(CancellationToken) -> F) {
+        self.tasks.spawn(run(self.cancel.clone()));
+    }
+
+    async fn stop(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Node {
+    /// What services take.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<NodeShared> {
+        &self.shared
+    }
+
+    /// For the gRPC server: its service, and to see who is connected.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// Completes once storage or consensus of this node has failed, with the reason: the process must end at once.
+    pub async fn failed(&self) -> String {
+        self.shared.host.context().failed().await
+    }
+
+    /// Stops everything after the caller stopped accepting requests: leadership is handed over while replicas and
+    /// network still run, so that nobody waits for an election; then the controller, the replicas, the network; last the
+    /// engines are flushed and closed.
+    pub async fn shutdown(self) {
+        let host = &self.shared.host;
+        let context = host.context().clone();
+        tracing::info!("stopping: handing leadership over");
+        host.set_may_lead(Some("it is stopping".to_owned()));
+        host.hand_over().await;
+        tracing::info!("stopping: controller and replicas");
+        self.controller.stop().await;
+        self.background.stop().await;
+        host.stop().await;
+        context.shutdown().await;
+        self.transport.shutdown().await;
+        self.shared.pool.close().await;
+        tracing::info!("stopping: engines");
+        if let Err(error) = context.data().flush().await {
+            tracing::warn!(%error, "the data was not flushed; the log still holds it");
+        }
+        context.data().close().await;
+        context.log().close().await;
+        tracing::info!("stopped");
+    }
+}

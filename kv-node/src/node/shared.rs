@@ -3,17 +3,22 @@
 //! Not here: who makes these parts and stops them (node).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use kv_client::connection::NodePool;
 use kv_proto::ids::NodeId;
+use kv_raft::clock::Clock;
 
 use super::readiness::Readiness;
 use crate::admission::Admission;
+use crate::catalog::current::CurrentCatalog;
 use crate::catalog::{CatalogView, Leaders};
 use crate::config::Config;
+use crate::editor::Editor;
 use crate::host::Host;
 use crate::identity::Identity;
+use crate::peers::Peers;
 
 /// The shared parts of a running node.
 pub struct NodeShared {
@@ -21,8 +26,12 @@ pub struct NodeShared {
     pub identity: Identity,
     /// As it was started.
     pub config: Arc<Config>,
+    /// When this process began.
+    pub started: Instant,
     /// The catalog as this node knows it.
     pub view: Arc<ArcSwap<CatalogView>>,
+    /// The same, to wait for newer versions.
+    pub current: Arc<CurrentCatalog>,
     /// Who leads each shard, as far as this node knows.
     pub leaders: Arc<Leaders>,
     /// The replicas of this node.
@@ -31,6 +40,12 @@ pub struct NodeShared {
     pub pool: NodePool,
     /// What this node takes on.
     pub admission: Arc<Admission>,
+    /// Questions to other nodes.
+    pub peers: Peers,
+    /// Changes of the catalog.
+    pub editor: Editor,
+    /// This node's clock.
+    pub clock: Clock,
     /// What keeps this node from being ready.
     pub readiness: Arc<Readiness>,
 }
@@ -46,5 +61,11 @@ impl NodeShared {
     #[must_use]
     pub fn cluster_id(&self) -> &str {
         &self.identity.cluster_id
+    }
+
+    /// Whether this node takes no writes for lack of disk space.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.admission.read_only().is_some()
     }
 }

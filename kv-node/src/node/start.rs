@@ -1,0 +1,325 @@
+//! From a data folder and a configuration to a running node.
+//!
+//! Order: folder and identity; the way into a cluster, if the folder is new; engines; transport; the replicas held here;
+//! then what runs in the background.
+//!
+//! Not here: the opposite order (node).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_client::connection::{ConnectionOptions, NodePool};
+use kv_proto::errors::ServiceError;
+use kv_proto::ids::NodeId;
+use kv_raft::clock::Clock;
+use kv_raft::data_engine::{DataEngine, DataOptions, OpenError as DataOpenError};
+use kv_raft::log_store::{LogEngine, LogMetrics, LogOptions, OpenError as LogOpenError};
+use kv_raft::metrics::RaftMetrics;
+use kv_raft::replica::{ContextParts, RaftContext};
+use kv_raft::timing::Timing;
+use kv_raft::transport::{Directory, Registry, Transport, TransportConfig};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::follow::{follow_catalog, follow_leaders, watch_clock};
+use super::readiness::{Check, Readiness};
+use super::shared::NodeShared;
+use super::{Node, Owned};
+use crate::admission::Admission;
+use crate::bootstrap::{self, BootstrapError, FIRST_NODE};
+use crate::catalog::Leaders;
+use crate::catalog::current::CurrentCatalog;
+use crate::config::Config;
+use crate::controller::run::Controller;
+use crate::editor::Editor;
+use crate::host::Host;
+use crate::identity::{DataFolder, Identity, IdentityError, Stage, random_id};
+use crate::join::{self, JoinError};
+use crate::peers::Peers;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder does not fit.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A new folder and nothing said about a cluster, or too much.
+    #[error("the data folder {0} is new: say either --bootstrap to begin a cluster or --join with addresses of one")]
+    WhichCluster(String),
+    /// Not let in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The log does not open.
+    #[error("the log does not open: {0}")]
+    Log(#[from] LogOpenError),
+    /// The data does not open.
+    #[error("the data does not open: {0}")]
+    Data(#[from] DataOpenError),
+    /// The cluster was not made.
+    #[error("the cluster cannot be made: {}", chain(.0))]
+    Bootstrap(#[from] BootstrapError),
+    /// A replica does not start.
+    #[error("a replica does not start: {}", chain(.0))]
+    Replica(#[from] kv_raft::replica::StartError),
+    /// Something is contradictory, or a task was lost.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What a node is started with.
+pub struct StartParts {
+    /// As loaded.
+    pub config: Arc<Config>,
+    /// Filled in while starting; shown while it does.
+    pub readiness: Arc<Readiness>,
+    /// Registered by the caller.
+    pub raft_metrics: Arc<RaftMetrics>,
+    /// Registered by the caller.
+    pub log_metrics: Arc<LogMetrics>,
+    /// What this node takes on.
+    pub admission: Arc<Admission>,
+    /// Ends a start that waits for a cluster.
+    pub cancel: CancellationToken,
+}
+
+/// Addresses from the view.
+struct ViewDirectory(Arc<CurrentCatalog>);
+
+impl Directory for ViewDirectory {
+    fn address(&self, node: NodeId) -> Option<String> {
+        self.0.load().address(node).map(str::to_owned)
+    }
+}
+
+struct Engines {
+    log: LogEngine,
+    data: DataEngine,
+}
+
+impl Node {
+    /// Starts a node; returns once its replicas run, which does not need any other node. Only a node that joins for
+    /// the first time waits for the cluster.
+    pub async fn start(parts: StartParts) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let StartParts { config, readiness, raft_metrics, log_metrics, admission, cancel } = parts;
+        let starting = |what: &str| readiness.set("node", Check::Failed(format!("it is {what}")));
+        starting("opening its data folder");
+        let folder = DataFolder::open(&config.data_dir)?;
+        let mut identity = identity(&folder, &config)?;
+        let current = Arc::new(CurrentCatalog::open(folder.catalog_file())?);
+        check_catalog(&folder, &identity, &current)?;
+        let pool = NodePool::new(ConnectionOptions::default());
+        let peers = Peers::new(pool.clone(), Arc::clone(current.view()));
+        if identity.stage == Stage::Joining {
+            starting("waiting to be let into the cluster");
+            identity = enter(&folder, identity, &config, &peers, &current, &cancel).await?;
+        }
+        starting("opening its engines");
+        let engines = open_engines(&folder, &config, log_metrics).await?;
+        let leaders = Arc::new(Leaders::default());
+        let clock = Clock::new(config.clock_offset_max);
+        let context = context(&identity, &config, engines, &current, &clock, raft_metrics)?;
+        let transport = context.transport().clone();
+        let host = Arc::new(Host::new(identity.node(), context, Arc::clone(&leaders)));
+        starting("opening its replicas");
+        if identity.stage == Stage::Bootstrapping {
+            bootstrap::bootstrap(&host, &identity, &config).await?;
+            let (cluster_id, node) = (identity.cluster_id.clone(), identity.node());
+            identity = identity.into_member(cluster_id, node);
+            folder.write_identity(&identity)?;
+        } else {
+            host.reopen(&current.load()).await?;
+        }
+        let changed = Arc::new(Notify::new());
+        let editor = Editor::new(Arc::clone(&host), Arc::clone(&leaders), Arc::clone(&changed));
+        let shared = Arc::new(NodeShared {
+            identity,
+            config,
+            started,
+            view: Arc::clone(current.view()),
+            current,
+            leaders,
+            host,
+            pool,
+            admission,
+            peers,
+            editor,
+            clock,
+            readiness: Arc::clone(&readiness),
+        });
+        let node =
+            Self { transport, _folder: folder, controller: Owned::default(), background: Owned::default(), shared };
+        node.begin(changed);
+        tracing::info!(node = %node.shared.node(), cluster = node.shared.cluster_id(), "node started");
+        readiness.set("node", Check::Passed);
+        Ok(node)
+    }
+
+    /// What runs until shutdown.
+    fn begin(&self, changed: Arc<Notify>) {
+        let shared = &self.shared;
+        let controller = Controller::new(
+            shared.cluster_id().to_owned(),
+            Arc::clone(&shared.host),
+            Arc::clone(&shared.current),
+            shared.peers.clone(),
+            Arc::clone(&changed),
+        );
+        self.controller.spawn(|cancel| controller.run(cancel));
+        self.background.spawn(|cancel| follow_catalog(Arc::clone(shared), changed, cancel));
+        self.background.spawn(|cancel| follow_leaders(Arc::clone(shared), cancel));
+        self.background.spawn(|cancel| watch_clock(Arc::clone(shared), cancel));
+        let (host, current) = (Arc::clone(&shared.host), Arc::clone(&shared.current));
+        self.background.spawn(|cancel| async move { host.follow(&current, &cancel).await });
+        self.background.spawn(|cancel| announce(Arc::clone(shared), cancel));
+    }
+}
+
+/// Tells the cluster this node's address and version, in case they changed while it was stopped.
+async fn announce(shared: Arc<NodeShared>, cancel: CancellationToken) {
+    let is_known = || {
+        let (view, config) = (shared.view.load(), &shared.config);
+        view.node(shared.node()).is_some_and(|node| {
+            node.address == config.advertise
+                && node.http_address == config.http_advertise
+                && node.version == env!("CARGO_PKG_VERSION")
+        })
+    };
+    let mut version = shared.current.watch();
+    while shared.view.load().version() == 0 {
+        if cancel.run_until_cancelled(version.changed()).await.is_none() {
+            return;
+        }
+    }
+    if is_known() {
+        return;
+    }
+    let addresses: Vec<String> = {
+        let view = shared.view.load();
+        let own = [shared.config.advertise.clone()];
+        view.members().map(|node| node.address.clone()).chain(own).collect()
+    };
+    match join::join(&shared.peers, &addresses, &shared.identity, &shared.config, &cancel).await {
+        Ok(_) => tracing::info!(address = shared.config.advertise, "the cluster knows this node's address"),
+        Err(JoinError::Stopped) => {}
+        Err(JoinError::Refused(error)) => tracing::error!(%error, "the cluster refuses this node"),
+    }
+}
+
+fn identity(folder: &DataFolder, config: &Config) -> Result<Identity, StartError> {
+    if let Some(identity) = folder.read_identity()? {
+        return Ok(identity);
+    }
+    let identity = match (config.bootstrap, config.join.is_empty()) {
+        (true, true) => Identity::create(Stage::Bootstrapping, random_id(), FIRST_NODE),
+        (false, false) => Identity::create(Stage::Joining, String::new(), NodeId(0)),
+        (true, false) | (false, true) => {
+            return Err(StartError::WhichCluster(folder.path().display().to_string()));
+        }
+    };
+    folder.write_identity(&identity)?;
+    Ok(identity)
+}
+
+/// Refuses a folder put together from two.
+fn check_catalog(folder: &DataFolder, identity: &Identity, current: &CurrentCatalog) -> Result<(), StartError> {
+    let view = current.load();
+    if view.version() == 0 || identity.stage != Stage::Member {
+        return Ok(());
+    }
+    let is_ours = view.node(identity.node()).is_none_or(|node| node.instance_id == identity.instance_bytes());
+    if view.cluster_id() == identity.cluster_id && is_ours {
+        return Ok(());
+    }
+    Err(StartError::Identity(IdentityError::Foreign {
+        path: folder.identity_file(),
+        ours: identity.cluster_id.clone(),
+        our_node: identity.node(),
+        theirs: format!("cluster {} in {}", view.cluster_id(), folder.catalog_file().display()),
+    }))
+}
+
+async fn enter(
+    folder: &DataFolder,
+    identity: Identity,
+    config: &Config,
+    peers: &Peers,
+    current: &CurrentCatalog,
+    cancel: &CancellationToken,
+) -> Result<Identity, StartError> {
+    if config.join.is_empty() {
+        return Err(StartError::WhichCluster(folder.path().display().to_string()));
+    }
+    let answer = join::join(peers, &config.join, &identity, config, cancel).await?;
+    if answer.cluster_id.is_empty() || answer.node_id == 0 {
+        let why = "the cluster answered without ids".to_owned();
+        return Err(JoinError::Refused(ServiceError::Foreign { code: tonic::Code::Unknown, message: why }).into());
+    }
+    let identity = identity.into_member(answer.cluster_id, NodeId(answer.node_id));
+    folder.write_identity(&identity)?;
+    if let Some(catalog) = answer.catalog {
+        current.publish(catalog).await;
+    }
+    tracing::info!(node = %identity.node(), cluster = identity.cluster_id, "joined");
+    Ok(identity)
+}
+
+async fn open_engines(folder: &DataFolder, config: &Config, metrics: Arc<LogMetrics>) -> Result<Engines, StartError> {
+    let (log_dir, data_dir) = (folder.log_dir(), folder.data_dir());
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let log_options = LogOptions { memory_bytes: bytes(config.log_cache), metrics };
+    let data_options =
+        DataOptions { memory_bytes: bytes(config.data_cache + config.data_write_buffer), ..DataOptions::default() };
+    let opened = tokio::task::spawn_blocking(move || -> Result<Engines, StartError> {
+        let log = LogEngine::open(&log_dir, log_options)?;
+        let data = DataEngine::open(&data_dir, data_options)?;
+        Ok(Engines { log, data })
+    });
+    opened.await.map_err(|error| StartError::Other(error.to_string()))?
+}
+
+fn context(
+    identity: &Identity,
+    config: &Config,
+    engines: Engines,
+    current: &Arc<CurrentCatalog>,
+    clock: &Clock,
+    metrics: Arc<RaftMetrics>,
+) -> Result<RaftContext, StartError> {
+    let timing = Timing {
+        heartbeat: config.heartbeat_interval,
+        election_min: config.election_timeout_min,
+        election_max: config.election_timeout_max,
+        hibernate_after: (!config.hibernate_after.is_zero()).then_some(config.hibernate_after),
+        flush_interval: config.flush_interval,
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second,
+        ..Timing::default()
+    };
+    let transport = Transport::new(
+        TransportConfig {
+            cluster_id: identity.cluster_id.clone(),
+            node: identity.node(),
+            incarnation: rand::random::<u64>().max(1),
+            timing: timing.clone(),
+        },
+        Arc::new(ViewDirectory(Arc::clone(current))),
+        Registry::new(),
+        clock.clone(),
+        Arc::clone(&metrics),
+    );
+    let Engines { log, data } = engines;
+    let parts = ContextParts { log, data, transport, clock: clock.clone(), metrics, timing };
+    RaftContext::new(parts).map_err(StartError::Other)
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
