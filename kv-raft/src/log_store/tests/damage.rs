@@ -157,3 +157,29 @@ async fn a_lost_last_entry_is_noticed_by_the_tail_record() {
     let refused = try_open(dir.path()).unwrap_err();
     assert!(refused.to_string().contains("shard 1"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_rotten_record_before_whole_ones_refuses_even_when_the_note_is_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut log = store(&engine, 1);
+    append(&mut log, entries(1, 0..2)).await;
+    let note = std::fs::read(dir.path().join("ACKNOWLEDGED")).unwrap();
+    for index in 2..40 {
+        append(&mut log, vec![entry(1, index, 3_000)]).await;
+    }
+    let image = tempfile::tempdir().unwrap();
+    copy(dir.path(), image.path());
+    std::fs::write(image.path().join("ACKNOWLEDGED"), note).unwrap();
+    let (wal, whole) = contents(image.path()).into_iter().find(|(path, _)| is_kind(path, "log")).unwrap();
+    // The last record may be torn as far as this note tells; all before it were followed by another.
+    for at in (400..whole.len() - 4_000).step_by(997) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        std::fs::write(&wal, &flipped).unwrap();
+        let refused = try_open(image.path()).map(|_| at).unwrap_err();
+        assert!(refused.to_string().contains(wal.to_str().unwrap()), "{refused}");
+    }
+    std::fs::write(&wal, &whole).unwrap();
+    assert_eq!(reopened(image.path(), 1).await.len(), 40);
+}
