@@ -28,7 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Holds up or fails the writer.
 #[derive(Debug, Default)]
 pub(super) struct Fault {
-    held: Mutex<bool>,
+    /// Writes that may still pass while the gate is held.
+    held: Mutex<Option<usize>>,
     released: Condvar,
     fails: AtomicBool,
     writes: AtomicUsize,
@@ -37,7 +38,7 @@ pub(super) struct Fault {
 impl Fault {
     /// The writer stops before its next write until the guard is dropped.
     pub(super) fn hold(&self) -> Held<'_> {
-        *self.held.lock() = true;
+        *self.held.lock() = Some(0);
         Held(self)
     }
 
@@ -53,7 +54,10 @@ impl Fault {
 
     pub(super) fn before_write(&self) -> Result<(), String> {
         self.writes.fetch_add(1, Ordering::AcqRel);
-        self.released.wait_while(&mut self.held.lock(), |held| *held);
+        let mut held = self.held.lock();
+        self.released.wait_while(&mut held, |held| *held == Some(0));
+        *held = held.map(|passes| passes - 1);
+        drop(held);
         if self.fails.swap(false, Ordering::AcqRel) { Err("injected: the disk is gone".to_owned()) } else { Ok(()) }
     }
 }
@@ -61,9 +65,17 @@ impl Fault {
 /// Lets the writer go on when dropped.
 pub(super) struct Held<'a>(&'a Fault);
 
+impl Held<'_> {
+    /// Lets one write pass.
+    fn pass(&self) {
+        *self.0.held.lock() = Some(1);
+        self.0.released.notify_all();
+    }
+}
+
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        *self.0.held.lock() = false;
+        *self.0.held.lock() = None;
         self.0.released.notify_all();
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log_store::LogError;
+use crate::log_store::shard::{ShardLog, State};
 
 #[tokio::test]
 async fn entries_are_readable_at_once_but_acknowledged_only_after_their_write() {
@@ -78,6 +79,40 @@ async fn a_truncation_takes_back_the_durability_of_what_it_removes() {
     drop(held);
     new.await.unwrap().unwrap();
     wait.wait_durable(5).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_that_ends_after_a_truncation_says_nothing_about_what_replaces_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut log = store(&engine, 1);
+    let wait = engine.log_wait(ShardId(1)).unwrap();
+    let held = engine.fault().hold();
+    let old = submit(&mut log, entries(1, 0..6)).await;
+    eventually("the writer is busy", || engine.fault().writes() == 1);
+    log.truncate_after(Some(log_id(1, 2))).await.unwrap();
+    let new = submit(&mut log, entries(2, 3..6)).await;
+    held.pass();
+    old.await.unwrap().unwrap();
+    eventually("the writer is busy again", || engine.fault().writes() == 2);
+    assert!(futures::FutureExt::now_or_never(wait.wait_durable(4)).is_none(), "durable before its write");
+    drop(held);
+    new.await.unwrap().unwrap();
+    wait.wait_durable(5).await.unwrap();
+}
+
+#[test]
+fn entries_that_are_not_durable_stay_in_memory_whatever_was_written_at_their_index_before() {
+    let log = ShardLog::new(ShardId(1), State::default());
+    log.lock().append(ShardId(1), &entries(1, 0..6)).unwrap();
+    let generation = log.lock().generation();
+    log.completed(generation, 6);
+    log.lock().truncate_after(Some(log_id(1, 2))).unwrap();
+    log.lower_durable_end(3);
+    log.lock().append(ShardId(1), &entries(2, 3..6)).unwrap();
+    assert!(log.evict(5) > 0);
+    let plan = log.lock().plan(0, 6, usize::MAX);
+    assert_eq!((plan.disk, plan.cached), ((0, 3), entries(2, 3..6)));
 }
 
 #[tokio::test]
