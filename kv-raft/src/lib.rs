@@ -6,6 +6,7 @@ pub mod replica;
 
 pub mod transport;
 
+pub mod recovery;
 pub mod state_machine;
 
 pub mod data_engine;

@@ -37,7 +37,7 @@ mod error;
 pub mod metrics;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use engine::{LogEngine, LogOptions, LogWait};
 pub use error::{LogError, OpenError};

@@ -18,7 +18,7 @@ use crate::types::{LogId, ShardRaft, StoredMembership};
 type Meta = crate::types::SnapshotMeta;
 
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Machine>>);
+pub(crate) struct Memory(Arc<Mutex<Machine>>);
 
 #[derive(Default)]
 struct Machine {

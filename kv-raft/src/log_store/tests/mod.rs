@@ -1,6 +1,6 @@
 //! The promises of the log engine: conformance to openraft, order and acknowledgement, crashes and damage.
 
-mod conformance;
+pub(crate) mod conformance;
 mod crash;
 mod damage;
 mod order;
@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Holds up or fails the writer.
 #[derive(Debug, Default)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// Writes that may still pass while the gate is held.
     held: Mutex<Option<usize>>,
     released: Condvar,
@@ -37,22 +37,22 @@ pub(super) struct Fault {
 
 impl Fault {
     /// The writer stops before its next write until the guard is dropped.
-    pub(super) fn hold(&self) -> Held<'_> {
+    pub(crate) fn hold(&self) -> Held<'_> {
         *self.held.lock() = Some(0);
         Held(self)
     }
 
     /// The next write fails as a disk would, and only that one.
-    pub(super) fn fail_next(&self) {
+    pub(crate) fn fail_next(&self) {
         self.fails.store(true, Ordering::Release);
     }
 
     /// Writes that were begun.
-    pub(super) fn writes(&self) -> usize {
+    pub(crate) fn writes(&self) -> usize {
         self.writes.load(Ordering::Acquire)
     }
 
-    pub(super) fn before_write(&self) -> Result<(), String> {
+    pub(crate) fn before_write(&self) -> Result<(), String> {
         self.writes.fetch_add(1, Ordering::AcqRel);
         let mut held = self.held.lock();
         self.released.wait_while(&mut held, |held| *held == Some(0));
@@ -63,7 +63,7 @@ impl Fault {
 }
 
 /// Lets the writer go on when dropped.
-pub(super) struct Held<'a>(&'a Fault);
+pub(crate) struct Held<'a>(&'a Fault);
 
 impl Held<'_> {
     /// Lets one write pass.
@@ -80,11 +80,11 @@ impl Drop for Held<'_> {
     }
 }
 
-fn options() -> LogOptions {
+pub(crate) fn options() -> LogOptions {
     LogOptions { memory_bytes: 0, metrics: LogMetrics::unregistered() }
 }
 
-fn open(dir: &Path) -> LogEngine {
+pub(crate) fn open(dir: &Path) -> LogEngine {
     LogEngine::open(dir, options()).unwrap()
 }
 
@@ -96,7 +96,7 @@ fn store(engine: &LogEngine, shard: u64) -> LogStore {
     engine.store(ShardId(shard), ReplicaId(shard * 10)).unwrap()
 }
 
-fn log_id(term: u64, index: u64) -> LogId {
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
     LogId { leader_id: LeaderId { term, node_id: 1 }, index }
 }
 
@@ -111,11 +111,11 @@ fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(batch) }
 }
 
-fn entries(term: u64, range: std::ops::Range<u64>) -> Vec<Entry> {
+pub(crate) fn entries(term: u64, range: std::ops::Range<u64>) -> Vec<Entry> {
     range.map(|index| entry(term, index, 20)).collect()
 }
 
-fn vote(term: u64) -> Vote {
+pub(crate) fn vote(term: u64) -> Vote {
     Vote { leader_id: LeaderId { term, node_id: 1 }, committed: false }
 }
 
@@ -129,7 +129,7 @@ async fn submit(store: &mut LogStore, entries: Vec<Entry>) -> Answer {
 }
 
 /// Appends and waits for the acknowledgement.
-async fn append(store: &mut LogStore, entries: Vec<Entry>) {
+pub(crate) async fn append(store: &mut LogStore, entries: Vec<Entry>) {
     submit(store, entries).await.await.unwrap().unwrap();
 }
 
