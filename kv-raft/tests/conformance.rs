@@ -1,5 +1,7 @@
 //! openraft's own conformance suite, against the log engine and the data engine together.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +30,6 @@ struct Opened {
 struct Durable(LogWait);
 
 impl state_machine::LogWait for Durable {
-    fn is_durable(&self, _index: u64) -> bool {
-        false
-    }
-
     /// The suite applies entries that are in no log: nothing to wait for then.
     fn wait_durable(&self, index: u64) -> BoxFuture<'_, std::io::Result<()>> {
         async move {

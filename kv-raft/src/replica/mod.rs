@@ -28,8 +28,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::key_range::KeyRange;
 use openraft::async_runtime::WatchReceiver as _;
@@ -49,8 +47,8 @@ use self::proposals::Proposals;
 use self::reads::Reads;
 use self::sleep::Asleep;
 use crate::data_engine::{CreateError, DataEngine, DataError, NewReplica, ReplicaRecord};
-use crate::log_store::{LogEngine, LogError, LogStore, LogWait};
-use crate::state_machine::{self, StateMachine};
+use crate::log_store::{LogEngine, LogError, LogStore};
+use crate::state_machine::StateMachine;
 use crate::transport::{Network, ReplicaAddress};
 use crate::types::{LeaderInfo, Member, ShardRaft};
 
@@ -116,7 +114,7 @@ impl Replica {
         }
         let (record, created) = open_data(&shared.data, &spec).await?;
         let store = open_log(&shared.log, shard, replica).await?;
-        let wait = Arc::new(LocalLog(shared.log.log_wait(shard)?));
+        let wait = Arc::new(shared.log.log_wait(shard)?);
         let (data, metrics) = (shared.data.clone(), Arc::clone(&shared.metrics));
         let machine = spawn_blocking(move || data.state_machine(shard, wait, metrics));
         let machine = machine.await.map_err(|e| StartError::Consensus(e.to_string()))??;
@@ -353,14 +351,5 @@ async fn open_log(log: &LogEngine, shard: ShardId, replica: ReplicaId) -> Result
             log.store(shard, replica)
         }
         opened => opened,
-    }
-}
-
-/// The local log, as far as apply waits for it.
-struct LocalLog(LogWait);
-
-impl state_machine::LogWait for LocalLog {
-    fn wait_durable(&self, index: u64) -> BoxFuture<'_, std::io::Result<()>> {
-        self.0.wait_durable(index).map(|durable| durable.map_err(std::io::Error::other)).boxed()
     }
 }
