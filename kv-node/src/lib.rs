@@ -4,6 +4,9 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
+pub mod http;
+pub mod server;
+
 pub mod services;
 
 pub mod serve;
@@ -36,6 +39,8 @@ pub mod errors;
 pub mod router;
 
 pub mod scan;
+
+pub mod malformed;
 
 pub mod metrics;
 

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::pipeline::{self, MESSAGES_UNSENT, StreamLimits};
+use crate::malformed::described;
 use crate::serve::Server;
 use crate::validate::{self, GrpcTimeout};
 
@@ -128,7 +129,7 @@ impl KvService for KvApi {
         &self,
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        let inbound = request.into_inner();
+        let inbound = request.into_inner().map(|message| message.map_err(|status| described(&status)));
         let (outbound, messages) = mpsc::channel(MESSAGES_UNSENT);
         let (server, limits, stop) = (self.server.clone(), self.limits, self.stop.clone());
         self.tasks.spawn(async move {
@@ -138,7 +139,7 @@ impl KvService for KvApi {
             pipeline::run(inbound, outbound, serve, limits, (metrics, stop)).await;
             metrics.streams.dec();
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages).map(Ok))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
     async fn list_routes(&self, request: Request<ListRoutesRequest>) -> Result<Response<ListRoutesResponse>, Status> {

@@ -82,7 +82,7 @@ impl Ready {
 /// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`.
 pub async fn run<F>(
     inbound: impl Stream<Item = Result<PipelineRequest, Status>>,
-    outbound: mpsc::Sender<PipelineResponse>,
+    outbound: mpsc::Sender<Result<PipelineResponse, Status>>,
     serve: impl Fn(Request) -> F,
     limits: StreamLimits,
     (metrics, stop): (&EdgeMetrics, CancellationToken),
@@ -102,7 +102,7 @@ pub async fn run<F>(
         }
         while !ready.replies.is_empty() {
             match outbound.try_reserve() {
-                Ok(permit) => permit.send(counted(ready.take(), metrics)),
+                Ok(permit) => permit.send(Ok(counted(ready.take(), metrics))),
                 Err(TrySendError::Full(())) => break,
                 Err(TrySendError::Closed(())) => return,
             }
@@ -131,11 +131,15 @@ pub async fn run<F>(
                         }
                     }
                 }
-                Some(Err(_)) => return,
+                Some(Err(status)) => {
+                    // If the client is there at all, it learns what it sent.
+                    let _ = outbound.try_send(Err(status));
+                    return;
+                }
                 None => open = false,
             },
             permit = outbound.reserve(), if unsent => match permit {
-                Ok(permit) => permit.send(counted(ready.take(), metrics)),
+                Ok(permit) => permit.send(Ok(counted(ready.take(), metrics))),
                 Err(_) => return,
             },
             () = tokio::time::sleep(STALLED), if unsent => {
