@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 use crate::output::{Format, When};
 use crate::values::Encoding;
-use crate::{action, batch, cas, checkup, cost, data, keyspace, node, scan, shard};
+use crate::{action, batch, bench, cas, checkup, cost, data, keyspace, node, scan, shard};
 
 /// The endpoints of the cluster that scripts/cluster starts.
 const LOCAL_CLUSTER: &str = "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003";
@@ -178,6 +178,8 @@ pub(crate) enum Command {
     Health,
     /// What is wrong and what to do about it (exit code 0 or 5)
     Doctor(checkup::DoctorArgs),
+    /// Measure throughput and latency under a load
+    Bench(Box<bench::BenchArgs>),
     /// Print a completion script for a shell
     Completions {
         /// Which shell

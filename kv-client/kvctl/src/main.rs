@@ -37,6 +37,8 @@ mod health;
 
 mod doctor;
 
+mod bench;
+
 mod exit;
 mod human;
 mod output;

@@ -69,6 +69,7 @@ impl Context {
             Command::Status(args) => self.status(args).await,
             Command::Health => self.health().await,
             Command::Doctor(args) => self.doctor(args).await,
+            Command::Bench(args) => self.bench(args).await,
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(*shell, &mut Cli::command(), "kvctl", &mut script);

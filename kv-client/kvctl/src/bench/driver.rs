@@ -170,12 +170,7 @@ fn record(stats: &mut Stats, answer: &Result<Answer, Error>, took: Duration) {
     stats.latency.saturating_record(micros.max(1));
 }
 
-async fn operate(
-    shared: &Shared,
-    keyspace: &Keyspace,
-    kind: Kind,
-    random: &mut SmallRng,
-) -> Result<Answer, Error> {
+async fn operate(shared: &Shared, keyspace: &Keyspace, kind: Kind, random: &mut SmallRng) -> Result<Answer, Error> {
     let plan = &shared.plan;
     let chosen = choose(shared, random);
     match kind {

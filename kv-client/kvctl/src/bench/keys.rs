@@ -87,9 +87,9 @@ fn zeta_of_two() -> f64 {
 
 /// FNV-1a over the eight bytes, as YCSB scrambles.
 fn scramble(rank: u64) -> u64 {
-    rank.to_le_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    rank.to_le_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[allow(clippy::cast_precision_loss)]

@@ -20,7 +20,6 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::task::JoinSet;
 
-use crate::args::parse_duration;
 use crate::context::Context;
 use crate::exit::{Exit, Explain as _, Failure};
 use crate::progress::Progress;
@@ -38,7 +37,7 @@ const LOAD_AT_ONCE: usize = 8;
 /// How often the progress bar moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Measures throughput and latency under a load
+/// The command line.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
     /// What to do
@@ -50,10 +49,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     connections: u32,
     /// How long to measure
-    #[arg(long, short, default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, short, default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
     /// How long to run before measuring
-    #[arg(long, default_value = "2s", value_parser = parse_duration)]
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
     warm_up: Duration,
     /// Different keys
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
@@ -98,9 +97,9 @@ impl BenchArgs {
 
 impl Context {
     /// `bench`.
-    pub(crate) async fn bench(&self, args: BenchArgs) -> Result<Exit, Failure> {
-        let plan = self.plan(&args);
-        let clients = self.connections(&args)?;
+    pub(crate) async fn bench(&self, args: &BenchArgs) -> Result<Exit, Failure> {
+        let plan = self.plan(args);
+        let clients = self.connections(args)?;
         let first = clients.first().ok_or_else(|| Failure::usage("at least one connection"))?;
         let keyspace = first.keyspace(&self.global.keyspace);
         keyspace.routes().await.map_err(|error| error.read("find the shards"))?;
@@ -108,8 +107,8 @@ impl Context {
             self.load(&plan, args.keys, &keyspace).await?;
         }
         let shared = Shared::new(plan, args.keys);
-        let (results, cost) = self.measure(&args, &clients, &shared).await?;
-        let report = Report::new(&args, results, cost);
+        let (results, cost) = self.measure(args, &clients, &shared).await?;
+        let report = Report::new(args, results, cost);
         self.output.show(report.json(), |look| report.text(look))?;
         Ok(Exit::Ok)
     }

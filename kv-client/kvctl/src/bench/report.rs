@@ -30,7 +30,8 @@ pub(crate) struct Cost {
 impl Cost {
     /// The first of each is this process.
     pub(crate) fn between(before: &[Usage], after: &[Usage]) -> Self {
-        let mut spent = before.iter().zip(after).map(|(before, after)| after.processor.saturating_sub(before.processor));
+        let mut spent =
+            before.iter().zip(after).map(|(before, after)| after.processor.saturating_sub(before.processor));
         let own = spent.next().unwrap_or_default();
         let nodes: Vec<Duration> = spent.collect();
         let resident = after.iter().skip(1).map(|usage| usage.resident).collect();
@@ -71,7 +72,8 @@ impl Report {
 
     pub(crate) fn json(&self) -> Value {
         let all = self.all();
-        let operations: Vec<Value> = self.results.iter().map(|(kind, stats)| self.stats_json(kind.name(), stats)).collect();
+        let operations: Vec<Value> =
+            self.results.iter().map(|(kind, stats)| self.stats_json(kind.name(), stats)).collect();
         json!({
             "workload": self.workload,
             "clients": self.clients,
@@ -140,12 +142,17 @@ impl Report {
 
     fn cost_line(&self) -> String {
         let operations = self.all().latency.len();
-        let own = format!("this process: {:.1} us of processor time an operation", micros_each(self.cost.own, operations));
+        let own =
+            format!("this process: {:.1} us of processor time an operation", micros_each(self.cost.own, operations));
         let Some(nodes) = self.cost.nodes else {
             return own;
         };
         let resident: Vec<String> = self.cost.resident.iter().map(|bytes| human::size(*bytes)).collect();
-        format!("nodes: {:.1} us an operation in all; memory {}; {own}", micros_each(nodes, operations), resident.join(", "))
+        format!(
+            "nodes: {:.1} us an operation in all; memory {}; {own}",
+            micros_each(nodes, operations),
+            resident.join(", ")
+        )
     }
 }
 
@@ -166,7 +173,8 @@ mod tests {
     #[test]
     fn the_cost_of_the_nodes_leaves_this_process_out() {
         let usage = |seconds, resident| Usage { processor: Duration::from_secs(seconds), resident };
-        let cost = Cost::between(&[usage(1, 9), usage(10, 1), usage(20, 1)], &[usage(3, 9), usage(14, 5), usage(25, 6)]);
+        let cost =
+            Cost::between(&[usage(1, 9), usage(10, 1), usage(20, 1)], &[usage(3, 9), usage(14, 5), usage(25, 6)]);
         assert_eq!(cost.own, Duration::from_secs(2));
         assert_eq!(cost.nodes, Some(Duration::from_secs(9)));
         assert_eq!(cost.resident, [5, 6]);
