@@ -73,7 +73,8 @@ fn of_replicas(now: &mut Registry, states: &[ReplicaState]) {
     let hibernated = family("kv_shard_hibernated", "1 while the replica sleeps");
     for state in states {
         let shard = state.shard.to_string();
-        let set = |family: &ByShard, value: u64| _ = family.get_or_create(&[("shard", shard.clone())]).set(signed(value));
+        let set =
+            |family: &ByShard, value: u64| _ = family.get_or_create(&[("shard", shard.clone())]).set(signed(value));
         set(&leader, (state.role == Role::Leader).into());
         set(&term, state.term);
         set(&last, state.last);

@@ -145,8 +145,7 @@ mod tests {
 
     #[tokio::test]
     async fn silent_and_surplus_connections_are_closed_and_others_served() {
-        let config =
-            Config { connections_max: 2, handshake_timeout: Duration::from_millis(100), ..Config::default() };
+        let config = Config { connections_max: 2, handshake_timeout: Duration::from_millis(100), ..Config::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(EdgeMetrics::new(&mut Registry::default()));

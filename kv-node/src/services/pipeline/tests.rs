@@ -58,8 +58,11 @@ async fn a_call_at_fault_fails_alone() {
     while let Some(message) = receiver.recv().await {
         for reply in message.unwrap().replies {
             let response = reply.response.unwrap();
-            let failure =
-                if let Response::Failure(failure) = response { ServiceError::from_failure(failure).reason() } else { "" };
+            let failure = if let Response::Failure(failure) = response {
+                ServiceError::from_failure(failure).reason()
+            } else {
+                ""
+            };
             reasons.insert(reply.id, failure);
         }
     }
