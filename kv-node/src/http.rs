@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::metrics::Telemetry;
 use crate::node::NodeShared;
-use crate::node::readiness::Check;
+use crate::node::readiness::{Check, Readiness};
 
 /// Scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 256;
@@ -38,14 +38,15 @@ const END: Duration = Duration::from_secs(1);
 /// What the endpoints tell of.
 pub struct Status {
     telemetry: Arc<Telemetry>,
+    readiness: Arc<Readiness>,
     node: OnceLock<Arc<NodeShared>>,
 }
 
 impl Status {
     /// Of a node that has not started yet.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, node: OnceLock::new() }
+    pub fn new(telemetry: Arc<Telemetry>, readiness: Arc<Readiness>) -> Self {
+        Self { telemetry, readiness, node: OnceLock::new() }
     }
 
     /// The node has started.
@@ -97,10 +98,12 @@ async fn metrics(State(status): State<Arc<Status>>) -> Response {
 }
 
 async fn readyz(State(status): State<Arc<Status>>, Query(query): Query<HashMap<String, String>>) -> Response {
-    let (ready, checks) = match status.node.get() {
-        Some(node) => (node.readiness.is_ready(), node.readiness.report()),
-        None => (false, vec![("started", Check::Failed("the node opens its data and finds its cluster".to_owned()))]),
-    };
+    let mut checks = status.readiness.report();
+    let started = status.node.get().is_some();
+    if !started {
+        checks.push(("listener", Check::Failed("it does not serve requests yet".to_owned())));
+    }
+    let ready = started && status.readiness.is_ready();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, report(ready, &checks, query.contains_key("verbose"))).into_response()
 }
@@ -198,10 +201,10 @@ mod tests {
     async fn a_node_that_has_not_started_lives_but_is_not_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let http = Http::start(listener, Arc::new(Status::new(Arc::default())));
+        let http = Http::start(listener, Arc::new(Status::new(Arc::default(), Arc::default())));
         assert!(ask(address, "/livez").await.starts_with("HTTP/1.1 200"));
         let ready = ask(address, "/readyz").await;
-        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-] started"), "{ready}");
+        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-] listener"), "{ready}");
         let metrics = ask(address, "/metrics").await;
         assert!(metrics.contains("kv_stage_seconds_bucket") && metrics.trim_end().ends_with("# EOF"), "{metrics}");
         http.shutdown().await;

@@ -4,6 +4,8 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
+pub mod run;
+
 pub mod http;
 pub mod server;
 

@@ -1,8 +1,14 @@
 //! The `kv-node` binary: arguments, configuration, exit codes.
+//!
+//! Exit codes: 0 after a signal, 1 if the node cannot start or go on, 2 if its configuration is at fault.
+//!
+//! Not here: what a run is made of (run).
 
 use std::process::ExitCode;
 
-use kv_node::{config, telemetry};
+use kv_node::config::{self, Config};
+use kv_node::run::RunError;
+use kv_node::{run, telemetry};
 
 /// The configuration is at fault.
 const EXIT_CONFIG: u8 = 2;
@@ -25,5 +31,20 @@ fn main() -> ExitCode {
         eprintln!("kv-node: {fault}");
         return ExitCode::from(EXIT_CONFIG);
     }
-    ExitCode::SUCCESS
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kv-node: {error:#}");
+            let is_of_config = error.downcast_ref::<RunError>().is_some_and(RunError::is_of_config);
+            if is_of_config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kv-node").build()?;
+    let ended = runtime.block_on(run::run(config));
+    // What blocks on a disk that does not answer must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(ended?)
 }
