@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::error::{LogError, OpenError};
 use super::metrics::LogMetrics;
 use super::options::Budget;
-use super::queue::{Action, Change, Queue};
+use super::queue::{Action, Change, Done, Queue, Space};
 use super::shard::{ShardLog, State};
 use super::store::LogStore;
 use super::verify;
@@ -118,12 +118,12 @@ impl Shared {
     pub(super) async fn answered(
         &self,
         shard: &Arc<ShardLog>,
-        queue: impl FnOnce(oneshot::Sender<Result<(), LogError>>, usize) -> Result<(), LogError>,
+        queue: impl FnOnce(Done, Space<'_>) -> Result<(), LogError>,
     ) -> Result<(), LogError> {
         self.check()?;
-        let kib = self.queue.reserve(0).await?;
+        let space = self.queue.reserve(0).await?;
         let (done, answer) = oneshot::channel();
-        queue(done, kib)?;
+        queue(done, space)?;
         let answer = answer.await;
         answer.unwrap_or_else(|_| self.check().and(Err(LogError::NoLog(shard.shard))))
     }
@@ -218,12 +218,12 @@ impl LogEngine {
     pub async fn destroy(&self, shard: ShardId) -> Result<(), LogError> {
         let shared = &self.0.shared;
         let Some(log) = shared.shard(shard) else { return Ok(()) };
-        let destroyed = shared.answered(&log, |done, kib| {
+        let destroyed = shared.answered(&log, |done, space| {
             let mut shards = shared.shards.lock();
             shared.cached.remove(log.destroy());
             // A new log of the shard queues behind this.
             shards.remove(&shard);
-            shared.queue.push(Change::new(&log, Action::Destroy { done }, kib))
+            shared.queue.push(Change::new(&log, Action::Destroy { done }, space.take()))
         });
         let destroyed = destroyed.await;
         log.wake();
@@ -234,7 +234,9 @@ impl LogEngine {
     pub async fn flush(&self, shard: ShardId) -> Result<(), LogError> {
         let shared = &self.0.shared;
         let log = shared.shard(shard).ok_or(LogError::NoLog(shard))?;
-        shared.answered(&log, |done, kib| shared.queue.push(Change::new(&log, Action::Barrier { done }, kib))).await
+        shared
+            .answered(&log, |done, space| shared.queue.push(Change::new(&log, Action::Barrier { done }, space.take())))
+            .await
     }
 
     /// Completes once storage has failed, with the reason: the process must end.

@@ -105,6 +105,25 @@ struct Waiting {
     closed: bool,
 }
 
+/// Reserved space; given back when dropped, unless a change takes it along.
+pub(super) struct Space<'a> {
+    queue: &'a Queue,
+    kib: usize,
+}
+
+impl Space<'_> {
+    /// For [`Change::kib`]: the writer gives it back.
+    pub(super) fn take(mut self) -> usize {
+        std::mem::take(&mut self.kib)
+    }
+}
+
+impl Drop for Space<'_> {
+    fn drop(&mut self) {
+        self.queue.release(self.kib);
+    }
+}
+
 /// What the writer gets.
 pub(super) enum Gathered {
     /// Write these.
@@ -120,12 +139,12 @@ impl Queue {
         Self { waiting: Mutex::default(), wake: Condvar::new(), space: Semaphore::new(QUEUE_KIB_MAX) }
     }
 
-    /// Waits for space; returns what to put into [`Change::kib`].
-    pub(super) async fn reserve(&self, bytes: usize) -> Result<usize, LogError> {
+    /// Waits for space.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<Space<'_>, LogError> {
         let kib = (1 + bytes / 1024).min(BATCH_KIB_MAX);
         let permits = u32::try_from(kib).map_err(|_| LogError::Closed)?;
         self.space.acquire_many(permits).await.map_err(|_| LogError::Closed)?.forget();
-        Ok(kib)
+        Ok(Space { queue: self, kib })
     }
 
     /// Adds a change whose space was reserved. Refused (and dropped) once closed.

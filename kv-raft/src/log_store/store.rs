@@ -73,47 +73,45 @@ impl LogStore {
     async fn append_entries(&self, entries: Vec<Entry>, callback: IOFlushed<ShardRaft>) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
-        let kib = shared.queue.reserve(entries.iter().map(codec::entry_bytes).sum()).await?;
+        let space = shared.queue.reserve(entries.iter().map(codec::entry_bytes).sum()).await?;
         let mut state = self.log.lock_live()?;
         shared.cached.add(state.append(self.log.shard, &entries)?);
         let generation = state.generation();
-        shared.queue.push(Change::new(&self.log, Action::Append { entries, generation, callback }, kib))
+        shared.queue.push(Change::new(&self.log, Action::Append { entries, generation, callback }, space.take()))
     }
 
     async fn truncate(&self, after: Option<LogId>) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
-        let kib = shared.queue.reserve(0).await?;
+        let space = shared.queue.reserve(0).await?;
         let mut state = self.log.lock_live()?;
         let Some((start, end, freed)) = state.truncate_after(after) else {
-            shared.queue.release(kib);
             return Ok(());
         };
         shared.cached.remove(freed);
         self.log.lower_durable_end(start);
         let (tail, generation) = (state.last, state.generation());
-        shared.queue.push(Change::new(&self.log, Action::Truncate { start, end, tail, generation }, kib))
+        shared.queue.push(Change::new(&self.log, Action::Truncate { start, end, tail, generation }, space.take()))
     }
 
     async fn purge_upto(&self, upto: LogId) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
-        let kib = shared.queue.reserve(0).await?;
+        let space = shared.queue.reserve(0).await?;
         let mut state = self.log.lock_live()?;
         let Some(freed) = state.purge(upto) else {
-            shared.queue.release(kib);
             return Ok(());
         };
         shared.cached.remove(freed);
         let (tail, generation) = (state.last, state.generation());
-        shared.queue.push(Change::new(&self.log, Action::Purge { upto, tail, generation }, kib))
+        shared.queue.push(Change::new(&self.log, Action::Purge { upto, tail, generation }, space.take()))
     }
 
     async fn persist_vote(&self, vote: Vote) -> Result<(), LogError> {
         let shared = self.shared();
-        let saved = shared.answered(&self.log, |done, kib| {
+        let saved = shared.answered(&self.log, |done, space| {
             let _state = self.log.lock_live()?;
-            shared.queue.push(Change::new(&self.log, Action::SaveVote { vote, done }, kib))
+            shared.queue.push(Change::new(&self.log, Action::SaveVote { vote, done }, space.take()))
         });
         saved.await?;
         // Readers see a vote only once it is durable: they send nothing that a crash could make another term's.
@@ -124,10 +122,10 @@ impl LogStore {
     async fn note_committed(&self, committed: Option<LogId>) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
-        let kib = shared.queue.reserve(0).await?;
+        let space = shared.queue.reserve(0).await?;
         let mut state = self.log.lock_live()?;
         state.committed = committed;
-        shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), kib))
+        shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), space.take()))
     }
 
     /// Entries of a half-open range: those the log holds, at most `bytes` of them but at least one.

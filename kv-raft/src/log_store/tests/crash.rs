@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::log_store::layout;
 
 /// What each shard was acknowledged to hold: its entries, and its vote.
 type Acknowledged = Arc<Mutex<Vec<(u64, u64)>>>;
@@ -22,6 +23,32 @@ async fn write_on(mut log: LogStore, shard: usize, acknowledged: Acknowledged, s
     }
 }
 
+/// RocksDB's files, and what its manifest says of them.
+fn structure(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let paths = std::fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    let is_manifest = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with("MANIFEST");
+    let mut files: Vec<_> = paths
+        .map(|path| {
+            (path.clone(), if is_manifest(&path) { std::fs::read(&path).unwrap_or_default() } else { Vec::new() })
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// A copy as a crash would leave it: RocksDB replaced no file while it was made, it only appended.
+fn image(dir: &Path) -> tempfile::TempDir {
+    let started = Instant::now();
+    loop {
+        let image = tempfile::tempdir().unwrap();
+        let before = structure(dir);
+        if copy(dir, image.path()).is_ok() && structure(dir) == before {
+            return image;
+        }
+        assert!(started.elapsed() < DEADLINE, "the files never rest");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_made_mid_run_holds_everything_acknowledged_before_it_began() {
     let dir = tempfile::tempdir().unwrap();
@@ -35,13 +62,15 @@ async fn a_copy_made_mid_run_holds_everything_acknowledged_before_it_began() {
     }
     for round in 1..=25_u64 {
         eventually("every shard goes on", || acknowledged.lock().iter().all(|(entries, _)| *entries >= round * 4));
-        if round % 8 == 0 {
+        if round % 3 == 0 {
+            // Both, so that write-ahead files become free and are recycled.
             let database = engine.shared().database().unwrap();
-            database.flush_cf(database.cf_handle(crate::log_store::layout::LOG).unwrap()).unwrap();
+            for family in [layout::LOG, layout::STATE] {
+                database.flush_cf(database.cf_handle(family).unwrap()).unwrap();
+            }
         }
         let expected = acknowledged.lock().clone();
-        let image = tempfile::tempdir().unwrap();
-        copy(dir.path(), image.path());
+        let image = image(dir.path());
         let engine = open(image.path());
         for (shard, (next, term)) in (0..).zip(expected) {
             let mut log = store(&engine, shard);
@@ -69,7 +98,7 @@ async fn image_of_an_unacknowledged_write(image: &Path) -> PathBuf {
     append(&mut log, entries(1, 4..8)).await;
     let note = std::fs::read(dir.path().join("ACKNOWLEDGED")).unwrap();
     append(&mut log, vec![entry(1, 8, 5000), entry(1, 9, 40_000)]).await;
-    copy(dir.path(), image);
+    copy(dir.path(), image).unwrap();
     std::fs::write(image.join("ACKNOWLEDGED"), note).unwrap();
     let wal = std::fs::read_dir(image).unwrap().map(|item| item.unwrap().path());
     wal.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
@@ -84,7 +113,7 @@ async fn a_write_torn_anywhere_is_dropped_and_everything_acknowledged_before_sta
     for cut in [1, 2, 10, 500, 4_000, 20_000, 39_000, 44_000, 44_900] {
         for tail in ["gone", "zeros", "rot"] {
             let crashed = tempfile::tempdir().unwrap();
-            copy(image.path(), crashed.path());
+            copy(image.path(), crashed.path()).unwrap();
             let keep = whole.len() - cut;
             let mut bytes = whole[..keep].to_vec();
             match tail {
@@ -110,7 +139,7 @@ async fn the_end_of_the_log_cut_after_it_was_acknowledged_refuses_and_names_the_
     append(&mut store(&engine, 1), entries(1, 0..4)).await;
     append(&mut store(&engine, 1), entries(1, 4..8)).await;
     let image = tempfile::tempdir().unwrap();
-    copy(dir.path(), image.path());
+    copy(dir.path(), image.path()).unwrap();
     let wal =
         contents(image.path()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "log")).unwrap();
     for cut in [1, 50, 200] {

@@ -63,7 +63,7 @@ async fn damaged(
     what: &str,
 ) -> bool {
     let image = tempfile::tempdir().unwrap();
-    copy(original, image.path());
+    copy(original, image.path()).unwrap();
     std::fs::write(image.path().join(name.file_name().unwrap()), bytes).unwrap();
     refuses(image.path(), expected, &format!("{} {what}", name.display())).await
 }
@@ -110,7 +110,7 @@ async fn a_missing_file_refuses_or_changes_nothing() {
     let expected = folder(dir.path()).await;
     for (path, bytes) in contents(dir.path()) {
         let image = tempfile::tempdir().unwrap();
-        copy(dir.path(), image.path());
+        copy(dir.path(), image.path()).unwrap();
         std::fs::remove_file(image.path().join(path.file_name().unwrap())).unwrap();
         let refused = refuses(image.path(), &expected, &format!("{} missing", path.display())).await;
         let is_needed = is_kind(&path, "sst") || (is_kind(&path, "log") && !bytes.is_empty());
@@ -169,7 +169,7 @@ async fn a_rotten_record_before_whole_ones_refuses_even_when_the_note_is_old() {
         append(&mut log, vec![entry(1, index, 3_000)]).await;
     }
     let image = tempfile::tempdir().unwrap();
-    copy(dir.path(), image.path());
+    copy(dir.path(), image.path()).unwrap();
     std::fs::write(image.path().join("ACKNOWLEDGED"), note).unwrap();
     let (wal, whole) = contents(image.path()).into_iter().find(|(path, _)| is_kind(path, "log")).unwrap();
     // The last record may be torn as far as this note tells; all before it were followed by another.

@@ -154,16 +154,17 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 /// Copies a folder in the order that never puts the note ahead of the database, and the write-ahead files last.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
     let mut names: Vec<PathBuf> = std::fs::read_dir(from).unwrap().map(|item| item.unwrap().path()).collect();
     names.sort_by_key(|path| {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         (name != super::acknowledged::FILE, name.ends_with(".log"), name)
     });
     for path in names {
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        std::fs::copy(&path, to.join(path.file_name().unwrap()))?;
     }
+    Ok(())
 }
 
 /// Files of a folder with what they hold, but for RocksDB's own diary, which names each attempt to open.
