@@ -16,9 +16,10 @@ use crate::core::{Core, Timeouts};
 use crate::data::Data;
 use crate::error::{Error, Result};
 use crate::execute::Deadline;
-use crate::keyspace::{DEFAULT, Keyspace};
+use crate::keyspace::Keyspace;
 use crate::requests::{Batch, BatchGet, CompareAndSet, Delete, Get, Put, Scan};
 use crate::routes::Routes;
+use crate::scope::DEFAULT;
 
 /// Time a request gets unless it says otherwise: several elections of a shard fit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

@@ -20,9 +20,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::connection::{CallError, pipeline_call, pipeline_reply};
 use crate::data::Consistency;
 use crate::error::Error;
-use crate::keyspace::Inner;
 use crate::retry::{Attempt, Decision, Step, decide};
 use crate::routes::{ReplicaRoute, Routes, ShardRoute};
+use crate::scope::Scope;
 use crate::session::Write;
 
 /// What a request is about.
@@ -104,7 +104,12 @@ enum Miss {
     CrossShard(ServiceError),
 }
 
-impl Inner {
+impl Scope {
+    /// A request's own timeout, or the client's.
+    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Deadline {
+        Deadline::after(timeout.unwrap_or(self.core.timeouts.request))
+    }
+
     pub(crate) async fn execute(&self, operation: Operation<'_>) -> Result<Answer, Error> {
         let turn = usize::from(rand::random::<u16>());
         let mut course = Course { number: 0, outcome: Outcome::NotApplied, avoid: None, turn, write: None, last: None };

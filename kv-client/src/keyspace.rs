@@ -8,13 +8,9 @@ use std::sync::Arc;
 use crate::core::Core;
 use crate::data::Data;
 use crate::error::{Error, Result};
-use crate::execute::Deadline;
 use crate::requests::{Batch, BatchGet, CompareAndSet, Delete, Get, Put, Scan};
-use crate::route_cache::RouteCache;
 use crate::routes::Routes;
-
-/// The keyspace every cluster has.
-pub(crate) const DEFAULT: &str = "default";
+use crate::scope::Scope;
 
 /// A keyspace of the cluster. Cheap to clone; all clones share one route cache.
 ///
@@ -26,30 +22,11 @@ pub(crate) const DEFAULT: &str = "default";
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Keyspace(pub(crate) Arc<Inner>);
-
-/// What all handles of a keyspace share.
-pub(crate) struct Inner {
-    pub(crate) core: Arc<Core>,
-    pub(crate) name: Arc<str>,
-    pub(crate) routes: RouteCache,
-}
-
-impl Inner {
-    /// As requests name it: a shard's own keyspace needs no name, which keeps the common requests short.
-    pub(crate) fn wire_name(&self) -> String {
-        if *self.name == *DEFAULT { String::new() } else { self.name.to_string() }
-    }
-
-    pub(crate) fn deadline(&self, timeout: Option<std::time::Duration>) -> Deadline {
-        Deadline::after(timeout.unwrap_or(self.core.timeouts.request))
-    }
-}
+pub struct Keyspace(pub(crate) Arc<Scope>);
 
 impl Keyspace {
     pub(crate) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
-        let routes = RouteCache::new(core.clone(), name.clone());
-        Self(Arc::new(Inner { core, name, routes }))
+        Self(Scope::new(core, name))
     }
 
     /// Its name.
@@ -60,37 +37,37 @@ impl Keyspace {
 
     /// Reads a key: `Option<Entry>`.
     pub fn get(&self, key: impl Into<Data>) -> Get {
-        Get::new(self, key.into())
+        Get::new(&self.0, key.into())
     }
 
     /// Writes a key: its new version.
     pub fn put(&self, key: impl Into<Data>, value: impl Into<Data>) -> Put {
-        Put::new(self, key.into(), value.into())
+        Put::new(&self.0, key.into(), value.into())
     }
 
     /// Deletes a key; deleting an absent one succeeds and says so.
     pub fn delete(&self, key: impl Into<Data>) -> Delete {
-        Delete::new(self, key.into())
+        Delete::new(&self.0, key.into())
     }
 
     /// Writes or deletes a key if it is as expected.
     pub fn compare_and_set(&self, key: impl Into<Data>) -> CompareAndSet {
-        CompareAndSet::new(self, key.into())
+        CompareAndSet::new(&self.0, key.into())
     }
 
     /// Reads many keys, from all their shards at once.
     pub fn batch_get<K: Into<Data>>(&self, keys: impl IntoIterator<Item = K>) -> BatchGet {
-        BatchGet::new(self, keys.into_iter().map(Into::into).collect())
+        BatchGet::new(&self.0, keys.into_iter().map(Into::into).collect())
     }
 
     /// Collects writes that are applied together.
     pub fn batch(&self) -> Batch {
-        Batch::new(self)
+        Batch::new(&self.0)
     }
 
     /// Reads ranges of keys.
     pub fn scan(&self) -> Scan {
-        Scan::new(self)
+        Scan::new(&self.0)
     }
 
     /// Where the keyspace's shards are served, as the cluster knows it now.

@@ -31,20 +31,21 @@
 //!
 //! The modules in the order a request meets them:
 
-pub mod admin;
-mod budget;
 mod client;
-pub mod connection;
-mod core;
-mod data;
-mod error;
-mod execute;
+pub mod admin;
 mod keyspace;
 mod requests;
+mod execute;
+mod scope;
 mod retry;
 mod route_cache;
+mod core;
+mod budget;
 mod routes;
 mod session;
+mod error;
+mod data;
+pub mod connection;
 
 pub use bytes::Bytes;
 pub use kv_proto::errors::{Outcome, ServiceError};

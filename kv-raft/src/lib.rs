@@ -3,24 +3,14 @@
 //! Not here: which replicas a node holds (kv-node, host), what a request means on the wire (kv-node, services).
 
 pub mod replica;
-
 pub mod transport;
-
 pub mod recovery;
 pub mod state_machine;
-
 pub mod data_engine;
-
 pub mod log_store;
-
 pub mod codec;
-
-pub mod command;
-
 pub mod clock;
-
 pub mod metrics;
-
 pub mod timing;
-
 pub mod types;
+pub mod command;

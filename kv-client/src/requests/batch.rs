@@ -1,6 +1,7 @@
 //! Writes that are applied together.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +19,8 @@ use crate::connection::pipeline_call::Request;
 use crate::data::{Data, Entry};
 use crate::error::{Error, Result};
 use crate::execute::{Deadline, Kind, Operation, Target};
-use crate::keyspace::{Inner, Keyspace};
 use crate::routes::Routes;
+use crate::scope::Scope;
 
 /// Writes and conditions on keys of one shard: if all conditions hold, all writes are applied at one moment; otherwise
 /// none is. In a hash keyspace keys with the same hash tag, as in `{user1}:name` and `{user1}:mail`, share a shard. Keys
@@ -44,7 +45,7 @@ use crate::routes::Routes;
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct Batch {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     conditions: Vec<pb::Condition>,
     operations: Vec<pb::WriteOperation>,
     timeout: Option<Duration>,
@@ -81,8 +82,8 @@ impl BatchResult {
 }
 
 impl Batch {
-    pub(crate) fn new(keyspace: &Keyspace) -> Self {
-        Self { keyspace: keyspace.clone(), conditions: vec![], operations: vec![], timeout: None }
+    pub(crate) fn new(scope: &Arc<Scope>) -> Self {
+        Self { scope: scope.clone(), conditions: vec![], operations: vec![], timeout: None }
     }
 
     fn require(mut self, key: Data, expected: Expected) -> Self {
@@ -142,8 +143,8 @@ impl Batch {
     }
 
     async fn run(self) -> Result<BatchResult> {
-        let deadline = self.keyspace.0.deadline(self.timeout);
-        write(&self.keyspace.0, &self.conditions, &self.operations, deadline).await
+        let deadline = self.scope.deadline(self.timeout);
+        write(&self.scope, &self.conditions, &self.operations, deadline).await
     }
 }
 
@@ -170,7 +171,7 @@ fn bytes_of(operation: &pb::WriteOperation) -> usize {
 }
 
 async fn write(
-    inner: &Inner,
+    scope: &Scope,
     conditions: &[pb::Condition],
     operations: &[pb::WriteOperation],
     deadline: Deadline,
@@ -185,7 +186,7 @@ async fn write(
         Request::BatchWrite(pb::BatchWriteRequest { header: Some(header), conditions, operations })
     };
     let operation = Operation { target: Target::Keys(&keys), kind: Kind::Write, deadline, message: &message };
-    let answer = inner.execute(operation).await?;
+    let answer = scope.execute(operation).await?;
     let response = super::response!(answer.response, BatchWrite)?;
     Ok(if response.succeeded {
         BatchResult::Applied { version: Timestamp(response.commit_timestamp), deleted: response.deleted }
@@ -219,22 +220,22 @@ impl SpreadBatch {
     }
 
     async fn run(self) -> Result<Vec<SpreadPart>> {
-        let Batch { keyspace, conditions, operations, timeout } = self.batch;
+        let Batch { scope, conditions, operations, timeout } = self.batch;
         if !conditions.is_empty() {
             return Err(Error::usage(
                 "a spread batch takes no conditions: they could hold in one shard and not in another",
             ));
         }
-        let inner = &keyspace.0;
-        let deadline = inner.deadline(timeout);
+        let scope = &scope;
+        let deadline = scope.deadline(timeout);
         let mut waiting: Vec<(usize, pb::WriteOperation)> = operations.into_iter().enumerate().collect();
         let mut done = vec![];
         while !waiting.is_empty() {
-            let routes = inner.known_routes(deadline).await?;
+            let routes = scope.known_routes(deadline).await?;
             let parts = parts(&routes, std::mem::take(&mut waiting));
             let writes = parts.into_iter().map(|part| async move {
                 let operations: Vec<_> = part.iter().map(|(_, operation)| operation.clone()).collect();
-                (write(inner, &[], &operations, deadline).await, part)
+                (write(scope, &[], &operations, deadline).await, part)
             });
             let mut writes = stream::iter(writes).buffer_unordered(FAN_OUT_MAX);
             while let Some((result, part)) = writes.next().await {

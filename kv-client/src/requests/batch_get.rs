@@ -1,6 +1,7 @@
 //! Reading many keys, from all their shards at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +16,8 @@ use crate::connection::pipeline_call::Request;
 use crate::data::{Consistency, Data, Entry};
 use crate::error::{Error, Result};
 use crate::execute::{Deadline, Kind, Operation, Target};
-use crate::keyspace::{Inner, Keyspace};
 use crate::routes::Routes;
+use crate::scope::Scope;
 
 /// Reads many keys; awaiting it gives an `Option<Entry>` for each, in the order asked. Keys of one shard are read at one
 /// point of its history; keys of different shards at different ones, unless the read is a snapshot.
@@ -30,15 +31,15 @@ use crate::routes::Routes;
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct BatchGet {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     keys: Vec<Data>,
     consistency: Consistency,
     timeout: Option<Duration>,
 }
 
 impl BatchGet {
-    pub(crate) fn new(keyspace: &Keyspace, keys: Vec<Data>) -> Self {
-        Self { keyspace: keyspace.clone(), keys, consistency: Consistency::default(), timeout: None }
+    pub(crate) fn new(scope: &Arc<Scope>, keys: Vec<Data>) -> Self {
+        Self { scope: scope.clone(), keys, consistency: Consistency::default(), timeout: None }
     }
 
     /// What the reads promise; linearizable unless set.
@@ -48,16 +49,16 @@ impl BatchGet {
     }
 
     async fn run(self) -> Result<Vec<Option<Entry>>> {
-        let inner = &self.keyspace.0;
-        let deadline = inner.deadline(self.timeout);
+        let scope = &self.scope;
+        let deadline = scope.deadline(self.timeout);
         let mut missing: Vec<Bytes> = self.keys.iter().map(|key| key.0.clone()).collect();
         missing.sort();
         missing.dedup();
         let mut found: BTreeMap<Bytes, Entry> = BTreeMap::new();
         while !missing.is_empty() {
-            let routes = inner.known_routes(deadline).await?;
+            let routes = scope.known_routes(deadline).await?;
             let groups = group(&routes, std::mem::take(&mut missing));
-            let reads = groups.into_iter().map(|keys| read(inner, keys, self.consistency, deadline));
+            let reads = groups.into_iter().map(|keys| read(scope, keys, self.consistency, deadline));
             let reads: Vec<Read> = stream::iter(reads).buffer_unordered(FAN_OUT_MAX).try_collect().await?;
             for read in reads {
                 match read {
@@ -91,13 +92,13 @@ enum Read {
     Regroup(Vec<Bytes>),
 }
 
-async fn read(inner: &Inner, keys: Vec<Bytes>, consistency: Consistency, deadline: Deadline) -> Result<Read> {
+async fn read(scope: &Scope, keys: Vec<Bytes>, consistency: Consistency, deadline: Deadline) -> Result<Read> {
     let read = consistency.to_pb();
     let message =
         |header| Request::BatchGet(pb::BatchGetRequest { header: Some(header), keys: keys.clone(), read: Some(read) });
     let operation =
         Operation { target: Target::Keys(&keys), kind: Kind::reading(consistency), deadline, message: &message };
-    match inner.execute(operation).await {
+    match scope.execute(operation).await {
         Ok(answer) => {
             let response = super::response!(answer.response, BatchGet)?;
             Ok(Read::Done(response.entries.into_iter().map(Entry::from).collect()))

@@ -1,5 +1,6 @@
 //! Changing one key if it is as expected.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use crate::connection::pipeline_call::Request;
 use crate::data::{Data, Entry};
 use crate::error::Result;
 use crate::execute::{Kind, Operation, Target};
-use crate::keyspace::Keyspace;
+use crate::scope::Scope;
 
 /// Begins a conditional write: say what is expected, then what to do.
 ///
@@ -28,7 +29,7 @@ use crate::keyspace::Keyspace;
 #[derive(Clone, Debug)]
 #[must_use = "say what is expected and what to do"]
 pub struct CompareAndSet {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     key: Bytes,
 }
 
@@ -36,7 +37,7 @@ pub struct CompareAndSet {
 #[derive(Clone, Debug)]
 #[must_use = "say what to do: `set` or `delete`"]
 pub struct Expecting {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     condition: pb::Condition,
 }
 
@@ -44,7 +45,7 @@ pub struct Expecting {
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct ConditionalWrite {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     condition: pb::Condition,
     new_value: Option<Bytes>,
     timeout: Option<Duration>,
@@ -77,13 +78,13 @@ impl CasResult {
 }
 
 impl CompareAndSet {
-    pub(crate) fn new(keyspace: &Keyspace, key: Data) -> Self {
-        Self { keyspace: keyspace.clone(), key: key.0 }
+    pub(crate) fn new(scope: &Arc<Scope>, key: Data) -> Self {
+        Self { scope: scope.clone(), key: key.0 }
     }
 
     fn expect(self, expected: Expected) -> Expecting {
         let condition = pb::Condition { key: self.key, expected: Some(expected) };
-        Expecting { keyspace: self.keyspace, condition }
+        Expecting { scope: self.scope, condition }
     }
 
     /// The key holds exactly this value.
@@ -119,13 +120,13 @@ impl Expecting {
     }
 
     fn then(self, new_value: Option<Bytes>) -> ConditionalWrite {
-        ConditionalWrite { keyspace: self.keyspace, condition: self.condition, new_value, timeout: None }
+        ConditionalWrite { scope: self.scope, condition: self.condition, new_value, timeout: None }
     }
 }
 
 impl ConditionalWrite {
     async fn run(self) -> Result<CasResult> {
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let message = |header| {
             let (condition, new_value) = (Some(self.condition.clone()), self.new_value.clone());
             Request::CompareAndSet(pb::CompareAndSetRequest { header: Some(header), condition, new_value })
@@ -133,10 +134,10 @@ impl ConditionalWrite {
         let operation = Operation {
             target: Target::Key(&self.condition.key),
             kind: Kind::Write,
-            deadline: inner.deadline(self.timeout),
+            deadline: scope.deadline(self.timeout),
             message: &message,
         };
-        let answer = inner.execute(operation).await?;
+        let answer = scope.execute(operation).await?;
         let response = super::response!(answer.response, CompareAndSet)?;
         Ok(if response.succeeded {
             CasResult::Applied { version: Timestamp(response.commit_timestamp) }

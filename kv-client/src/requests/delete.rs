@@ -1,5 +1,6 @@
 //! Deleting one key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use crate::connection::pipeline_call::Request;
 use crate::data::Data;
 use crate::error::Result;
 use crate::execute::{Kind, Operation, Target};
-use crate::keyspace::Keyspace;
+use crate::scope::Scope;
 
 /// Deletes a key; awaiting it tells whether there was one.
 ///
@@ -24,7 +25,7 @@ use crate::keyspace::Keyspace;
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct Delete {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     key: Bytes,
     timeout: Option<Duration>,
 }
@@ -39,20 +40,20 @@ pub struct Deleted {
 }
 
 impl Delete {
-    pub(crate) fn new(keyspace: &Keyspace, key: Data) -> Self {
-        Self { keyspace: keyspace.clone(), key: key.0, timeout: None }
+    pub(crate) fn new(scope: &Arc<Scope>, key: Data) -> Self {
+        Self { scope: scope.clone(), key: key.0, timeout: None }
     }
 
     async fn run(self) -> Result<Deleted> {
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let message = |header| Request::Delete(pb::DeleteRequest { header: Some(header), key: self.key.clone() });
         let operation = Operation {
             target: Target::Key(&self.key),
             kind: Kind::Write,
-            deadline: inner.deadline(self.timeout),
+            deadline: scope.deadline(self.timeout),
             message: &message,
         };
-        let answer = inner.execute(operation).await?;
+        let answer = scope.execute(operation).await?;
         let response = super::response!(answer.response, Delete)?;
         Ok(Deleted { version: Timestamp(response.commit_timestamp), existed: response.deleted })
     }

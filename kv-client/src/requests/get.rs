@@ -1,5 +1,6 @@
 //! Reading one key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use crate::connection::pipeline_call::Request;
 use crate::data::{Consistency, Data, Entry};
 use crate::error::Result;
 use crate::execute::{Kind, Operation, Target};
-use crate::keyspace::Keyspace;
+use crate::scope::Scope;
 
 /// Reads a key; awaiting it gives `Option<Entry>`.
 ///
@@ -25,15 +26,15 @@ use crate::keyspace::Keyspace;
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct Get {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     key: Bytes,
     consistency: Consistency,
     timeout: Option<Duration>,
 }
 
 impl Get {
-    pub(crate) fn new(keyspace: &Keyspace, key: Data) -> Self {
-        Self { keyspace: keyspace.clone(), key: key.0, consistency: Consistency::default(), timeout: None }
+    pub(crate) fn new(scope: &Arc<Scope>, key: Data) -> Self {
+        Self { scope: scope.clone(), key: key.0, consistency: Consistency::default(), timeout: None }
     }
 
     /// What the read promises; linearizable unless set.
@@ -43,17 +44,17 @@ impl Get {
     }
 
     async fn run(self) -> Result<Option<Entry>> {
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let read = self.consistency.to_pb();
         let message =
             |header| Request::Get(pb::GetRequest { header: Some(header), key: self.key.clone(), read: Some(read) });
         let operation = Operation {
             target: Target::Key(&self.key),
             kind: Kind::reading(self.consistency),
-            deadline: inner.deadline(self.timeout),
+            deadline: scope.deadline(self.timeout),
             message: &message,
         };
-        let answer = inner.execute(operation).await?;
+        let answer = scope.execute(operation).await?;
         let response = super::response!(answer.response, Get)?;
         Ok(response.entry.map(Entry::from))
     }

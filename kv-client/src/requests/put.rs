@@ -1,5 +1,6 @@
 //! Writing one key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use crate::connection::pipeline_call::Request;
 use crate::data::Data;
 use crate::error::Result;
 use crate::execute::{Kind, Operation, Target};
-use crate::keyspace::Keyspace;
+use crate::scope::Scope;
 
 /// Writes a key; awaiting it gives the key's new version. Applied exactly once, however often it is sent.
 ///
@@ -24,19 +25,19 @@ use crate::keyspace::Keyspace;
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct Put {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     key: Bytes,
     value: Bytes,
     timeout: Option<Duration>,
 }
 
 impl Put {
-    pub(crate) fn new(keyspace: &Keyspace, key: Data, value: Data) -> Self {
-        Self { keyspace: keyspace.clone(), key: key.0, value: value.0, timeout: None }
+    pub(crate) fn new(scope: &Arc<Scope>, key: Data, value: Data) -> Self {
+        Self { scope: scope.clone(), key: key.0, value: value.0, timeout: None }
     }
 
     async fn run(self) -> Result<Timestamp> {
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let message = |header| {
             let (key, value) = (self.key.clone(), self.value.clone());
             Request::Put(pb::PutRequest { header: Some(header), key, value })
@@ -44,10 +45,10 @@ impl Put {
         let operation = Operation {
             target: Target::Key(&self.key),
             kind: Kind::Write,
-            deadline: inner.deadline(self.timeout),
+            deadline: scope.deadline(self.timeout),
             message: &message,
         };
-        let answer = inner.execute(operation).await?;
+        let answer = scope.execute(operation).await?;
         let response = super::response!(answer.response, Put)?;
         Ok(Timestamp(response.commit_timestamp))
     }

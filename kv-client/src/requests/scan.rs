@@ -24,7 +24,7 @@ use crate::connection::pipeline_call::Request;
 use crate::data::{Consistency, Data, Entry};
 use crate::error::{Error, Result};
 use crate::execute::{Deadline, Kind, Operation, Target};
-use crate::keyspace::Keyspace;
+use crate::scope::Scope;
 
 /// Entries of a page unless set: small enough to answer soon, large enough to hide the round trip.
 const PAGE_SIZE: usize = 1000;
@@ -48,7 +48,7 @@ const SHARDS_AHEAD: usize = 4;
 #[derive(Clone, Debug)]
 #[must_use = "a scan does nothing before its stream or page is read"]
 pub struct Scan {
-    keyspace: Keyspace,
+    scope: Arc<Scope>,
     bounds: Bounds,
     limit: Option<usize>,
     page_size: usize,
@@ -84,9 +84,9 @@ pub struct Page {
 }
 
 impl Scan {
-    pub(crate) fn new(keyspace: &Keyspace) -> Self {
+    pub(crate) fn new(scope: &Arc<Scope>) -> Self {
         Self {
-            keyspace: keyspace.clone(),
+            scope: scope.clone(),
             bounds: Bounds::default(),
             limit: None,
             page_size: PAGE_SIZE,
@@ -176,11 +176,11 @@ impl Scan {
 
     async fn begin(self: Arc<Self>) -> Result<impl Stream<Item = Result<Entry>> + Send + use<>> {
         self.check()?;
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let parts = if self.limit == Some(0) {
             vec![]
         } else {
-            let routes = inner.known_routes(inner.deadline(self.timeout)).await?;
+            let routes = scope.known_routes(scope.deadline(self.timeout)).await?;
             encoded_range(&routes, &self.bounds).map_or_else(Vec::new, |range| parts(&routes, &range))
         };
         // A limit that one page may fill is not worth reading further shards for.
@@ -220,7 +220,7 @@ impl Scan {
 
     /// One page within a part of the keyspace.
     async fn read(&self, part: &KeyRange, place: Place) -> Result<Read> {
-        let inner = &self.keyspace.0;
+        let scope = &self.scope;
         let read = self.consistency.to_pb();
         let page_size = i32::try_from(self.page_entries()).unwrap_or(i32::MAX);
         let message = |header| {
@@ -235,10 +235,10 @@ impl Scan {
                 read: Some(read),
             })
         };
-        let deadline: Deadline = inner.deadline(self.timeout);
+        let deadline: Deadline = scope.deadline(self.timeout);
         let kind = Kind::reading(self.consistency);
         let operation = Operation { target: Target::Position(&place.position), kind, deadline, message: &message };
-        let answer = inner.execute(operation).await?;
+        let answer = scope.execute(operation).await?;
         let response = super::response!(answer.response, Scan)?;
         let next = if response.cursor.is_empty() {
             // This shard is done; the part may go on in the next one if the shard was split.
@@ -305,8 +305,8 @@ impl ScanPageRequest {
     async fn run(self) -> Result<Page> {
         let scan = self.scan;
         scan.check()?;
-        let inner = &scan.keyspace.0;
-        let routes = inner.known_routes(inner.deadline(scan.timeout)).await?;
+        let scope = &scan.scope;
+        let routes = scope.known_routes(scope.deadline(scan.timeout)).await?;
         let end = Page { entries: vec![], next: None };
         let Some(range) = encoded_range(&routes, &scan.bounds) else { return Ok(end) };
         let place = match &self.cursor {
