@@ -61,8 +61,8 @@ async fn a_follower_that_was_away_past_the_end_of_the_log_gets_a_snapshot() {
     cluster.restart(away, ReplicaId(away.0)).await;
     cluster.put("last", "2").await;
     cluster.converged().await;
-    let installed = cluster.nodes[&away].metrics.snapshots_installed.get();
-    assert!(installed >= 1, "it must have come by snapshot");
+    let installed = &cluster.nodes[&away].metrics.snapshots_installed;
+    eventually("it came by snapshot", || (installed.get() >= 1).then_some(())).await;
     cluster.stop_all().await;
 }
 
@@ -290,5 +290,42 @@ async fn a_node_of_another_cluster_is_refused() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(stranger.peers().iter().all(|peer| !peer.connected && peer.last_heard.is_none()), "{:?}", stranger.peers());
     assert!(!cluster.nodes[&NodeId(1)].transport.alive(NodeId(3)));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_storage_fails_is_noticed_at_once_and_acknowledges_nothing() {
+    let cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let context = &cluster.nodes[&NodeId(leader.replica().0)].context;
+    context.log().close().await;
+    let answer = leader.propose(put("b", "2")).await;
+    assert!(matches!(answer, Err(ProposeError::OutcomeUnknown | ProposeError::Fatal(_))), "{answer:?}");
+    let reason = tokio::time::timeout(PATIENCE, context.failed()).await.unwrap();
+    println!("told: {reason}");
+    assert!(matches!(leader.propose(put("b", "2")).await, Err(ProposeError::Fatal(_))));
+    assert!(matches!(leader.read(ReadMode::Linearizable).await, Err(ReadError::Fatal(_))));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_connections_and_never_answers_slows_nobody() {
+    let mut cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await.replica();
+    let hung = NodeId(if leader == ReplicaId(3) { 2 } else { 3 });
+    cluster.kill(hung).await;
+    let hole = cluster.replace_by_a_hole(hung).await;
+    let leader = cluster.leader().await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let written = tokio::time::timeout(Duration::from_secs(1), leader.propose(put("b", "2"))).await;
+        assert!(matches!(written, Ok(Ok(_))), "{written:?}");
+    }
+    drop((hole, leader));
+    cluster.restart(hung, ReplicaId(hung.0)).await;
+    cluster.put("c", "3").await;
+    cluster.converged().await;
     cluster.stop_all().await;
 }

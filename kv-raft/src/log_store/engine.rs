@@ -25,6 +25,7 @@ use super::shard::{ShardLog, State};
 use super::store::LogStore;
 use super::verify;
 use super::writer::Writer;
+use crate::metrics::{RaftMetrics, Stage};
 
 /// How a log engine is opened.
 #[derive(Clone, Debug)]
@@ -237,6 +238,11 @@ impl LogEngine {
         shared
             .answered(&log, |done, space| shared.queue.push(Change::new(&log, Action::Barrier { done }, space.take())))
             .await
+    }
+
+    /// Counts synced writes among the stages of a request as well.
+    pub(crate) fn share_metrics(&self, metrics: &RaftMetrics) {
+        self.0.shared.metrics.share(metrics.stage(Stage::Fsync));
     }
 
     /// Completes once storage has failed, with the reason: the process must end.

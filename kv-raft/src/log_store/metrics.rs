@@ -2,7 +2,8 @@
 //!
 //! Not here: what other stages measure (metrics of the crate).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,6 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 pub struct LogMetrics {
     pub(super) queue: Histogram,
     pub(super) fsync: Histogram,
+    /// The same among the stages of a request, once they are known.
+    stage: OnceLock<Histogram>,
     pub(super) batch_entries: Histogram,
     pub(super) batch_bytes: Histogram,
     pub(super) entries: Counter,
@@ -47,6 +50,19 @@ impl LogMetrics {
         metrics
     }
 
+    /// One synced write.
+    pub(super) fn synced(&self, taken: Duration) {
+        self.fsync.observe(taken.as_secs_f64());
+        if let Some(stage) = self.stage.get() {
+            stage.observe(taken.as_secs_f64());
+        }
+    }
+
+    /// Counts synced writes here as well; the first one given stays.
+    pub(super) fn share(&self, stage: &Histogram) {
+        self.stage.get_or_init(|| stage.clone());
+    }
+
     /// Counts without being shown, for tests and offline commands.
     #[must_use]
     pub fn unregistered() -> Arc<Self> {
@@ -55,6 +71,7 @@ impl LogMetrics {
         Arc::new(Self {
             queue: seconds(),
             fsync: seconds(),
+            stage: OnceLock::new(),
             batch_entries: Histogram::new(exponential_buckets(1.0, 2.0, 17)),
             batch_bytes: Histogram::new(exponential_buckets(256.0, 4.0, 10)),
             entries: Counter::default(),

@@ -105,7 +105,7 @@ impl Writer {
             let sequence = self.database.latest_sequence_number();
             self.acknowledged.note(sequence).map_err(|error| format!("{}: {error}", self.acknowledged.path().display()))
         });
-        self.shared.metrics.fsync.observe(started.elapsed().as_secs_f64());
+        self.shared.metrics.synced(started.elapsed());
         written.map_err(|failure| {
             self.shared.poison(&failure);
             LogError::Poisoned(failure)

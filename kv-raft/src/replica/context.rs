@@ -70,6 +70,7 @@ impl RaftContext {
     pub fn new(parts: ContextParts) -> Result<Self, String> {
         parts.timing.check()?;
         let ContextParts { log, data, transport, clock, metrics, timing } = parts;
+        log.share_metrics(&metrics);
         let shared = Arc::new(Shared {
             log,
             data,

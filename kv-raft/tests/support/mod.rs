@@ -182,6 +182,12 @@ impl Cluster {
         self.start_replica(id, replica, None).await
     }
 
+    /// In a killed node's place, a listener whose connections nobody reads.
+    pub async fn replace_by_a_hole(&self, id: NodeId) -> tokio::net::TcpListener {
+        let address = self.addresses.0.read()[&id];
+        listen(address).await
+    }
+
     pub async fn stop_all(mut self) {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.kill(id).await;
