@@ -310,10 +310,12 @@ mod tests {
     fn the_table_ends_with_the_whole_cluster() {
         let costs = [cost(1, 0.5), cost(2, 0.3)];
         let expected = "\
-NODE  REPLICAS  ASLEEP  LEADERS     MEMORY  PER REPLICA  CPU TIME    CPU  PER REPLICA
+NODE  REPLICAS  ASLEEP  LEADERS     MEMORY  MEM/REPLICA  CPU TIME    CPU  CPU/REPLICA
    1       100      90       33  100.0 MiB      1.0 MiB     500ms  5.0 %     500 µs/s
    2       100      90       33  100.0 MiB      1.0 MiB     300ms  3.0 %     300 µs/s
  all       200     180       66  200.0 MiB      1.0 MiB     800ms  8.0 %     400 µs/s";
         assert_eq!(cost_table(&costs, &Cost::sum(&costs)).render(Look::default()), expected);
+        let narrow = cost_table(&costs, &Cost::sum(&costs)).render(Look { width: Some(80), colour: false });
+        assert_eq!(narrow.lines().count(), 4, "{narrow}");
     }
 }
