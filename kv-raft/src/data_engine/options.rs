@@ -141,6 +141,8 @@ fn of_table(table: Table, options: &DataOptions, cache: &Cache, safepoints: &Arc
     out.set_level_compaction_dynamic_level_bytes(true);
     match table {
         Table::History | Table::Changes => {
+            // What nothing overwrites is collected all the same, once a day.
+            out.set_periodic_compaction_seconds(24 * 3600);
             out.set_compaction_filter_factory(CollectorFactory::new(Arc::clone(safepoints)));
         }
         Table::Latest | Table::Meta => {}

@@ -53,7 +53,7 @@ impl Store {
             refuse_remains(dir)?;
         }
         let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
-            .map_err(|error| opening(dir, &error))?;
+            .map_err(|error| opening(dir, &error).in_manifest())?;
         let store = Self { db, dir: dir.to_owned(), failure: watch::Sender::new(None) };
         store.check_format()?;
         store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
@@ -176,6 +176,19 @@ fn refuse_remains(dir: &Path) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+impl OpenError {
+    /// RocksDB does not name the manifest when its contents are damaged.
+    fn in_manifest(self) -> Self {
+        match self {
+            Self::Damaged { dir, what } if !what.contains(".sst") && !what.contains("MANIFEST") => {
+                let what = format!("{what} (in the MANIFEST file that CURRENT names)");
+                Self::Damaged { dir, what }
+            }
+            other @ (Self::Damaged { .. } | Self::Locked { .. } | Self::Format { .. } | Self::Io { .. }) => other,
+        }
+    }
 }
 
 /// RocksDB tells its errors apart by kind and by text only.

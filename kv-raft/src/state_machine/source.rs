@@ -130,6 +130,8 @@ impl Cursor {
         path: &Path,
     ) -> Result<(u64, Option<Vec<u8>>), DataError> {
         let store = self.view.store();
+        // A scratch file that cannot be written fails the snapshot, not the engine.
+        let failed = |error: rocksdb::Error| DataError::Failed(format!("{}: {error}", path.display()));
         let options = snapshot_file(table);
         let mut writer = SstFileWriter::create(&options);
         let mut written = 0;
@@ -141,8 +143,8 @@ impl Cursor {
         let mut rows = self.view.pinned.borrow_dependent().raw_iterator_cf_opt(store.table(table), read);
         rows.seek(from.unwrap_or(start));
         if table == Table::Meta && begins {
-            store.checked(writer.open(path))?;
-            store.checked(writer.put(keys::meta_summary(self.extent), rows::encode(&self.summary())))?;
+            writer.open(path).map_err(failed)?;
+            writer.put(keys::meta_summary(self.extent), rows::encode(&self.summary())).map_err(failed)?;
             written = 1;
         }
         let mut next = None;
@@ -153,16 +155,16 @@ impl Cursor {
             }
             if self.is_sent(table, key) {
                 if written == 0 {
-                    store.checked(writer.open(path))?;
+                    writer.open(path).map_err(failed)?;
                 }
-                store.checked(writer.put(self.moved(table, key)?, value))?;
+                writer.put(self.moved(table, key)?, value).map_err(failed)?;
                 written += 1;
             }
             rows.next();
         }
         store.checked(rows.status())?;
         if written > 0 {
-            store.checked(writer.finish())?;
+            writer.finish().map_err(failed)?;
         }
         Ok((written, next))
     }

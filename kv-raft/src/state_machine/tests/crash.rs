@@ -8,7 +8,7 @@ use super::*;
 
 /// What a machine that loses its power would find. RocksDB writes no log here, so files that are still being written
 /// belong to flushes that are not done.
-fn copy_folder(from: &Path, to: &Path) {
+pub(super) fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

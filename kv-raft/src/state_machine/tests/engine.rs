@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::crash::copy_folder;
+use super::snapshots::rows_under;
 use super::*;
 use crate::data_engine::{CreateError, DataError, OpenError};
 
@@ -12,6 +14,7 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     let engine = open(dir.path());
     let created = engine.create(new_replica(SHARD, 3, Duration::ZERO)).unwrap();
     engine.create(new_replica(other, 1, HOUR)).unwrap();
+    assert_eq!(after_a_crash(dir.path()).1.replicas(), engine.replicas());
     let exists = engine.create(new_replica(SHARD, 4, Duration::ZERO));
     assert_eq!(exists, Err(CreateError::Exists { shard: SHARD, replica: ReplicaId(3) }));
     let mut first = machine(&engine, SHARD);
@@ -21,6 +24,9 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     let kept = engine.checksum(other).unwrap();
 
     engine.destroy(SHARD).unwrap();
+    let (_dir, crashed) = after_a_crash(dir.path());
+    assert_eq!(crashed.replicas().len(), 1);
+    assert!(crashed.create(new_replica(SHARD, 3, Duration::ZERO)).is_err());
     assert_eq!(engine.view(SHARD).err(), Some(DataError::NotHeld(SHARD)));
     assert_eq!(engine.destroy(SHARD), Err(DataError::NotHeld(SHARD)));
     let more = recorded(1, 41);
@@ -29,6 +35,7 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     assert_eq!(late, Err(DataError::NotHeld(SHARD)), "nothing is applied to it any more");
     drop((first, second));
     engine.flush().await.unwrap();
+    assert_eq!(rows_under(&engine, created.extent), 0);
     drop(engine);
 
     let engine = open(dir.path());
@@ -49,6 +56,13 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
         reverse: false,
     };
     assert!(view.scan(&spec).unwrap().entries.is_empty());
+}
+
+fn after_a_crash(dir: &Path) -> (tempfile::TempDir, DataEngine) {
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(dir, copy.path());
+    let engine = open(copy.path());
+    (copy, engine)
 }
 
 #[test]
@@ -104,12 +118,18 @@ async fn a_table_cut_short_removed_or_altered_is_named_and_nothing_is_deleted() 
 
 #[tokio::test]
 async fn a_lost_or_altered_manifest_is_refused_and_nothing_is_deleted() {
-    for victim in ["CURRENT", "MANIFEST"] {
+    for (victim, altered) in [("CURRENT", false), ("MANIFEST", false), ("MANIFEST", true)] {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path()).await;
         let tables = files(dir.path(), ".sst");
         for path in files(dir.path(), victim) {
-            std::fs::remove_file(path).unwrap();
+            if altered {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[30] ^= 4;
+                std::fs::write(&path, bytes).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
         }
         let refused = DataEngine::open(dir.path(), options()).err().unwrap();
         assert!(matches!(refused, OpenError::Damaged { .. }), "{refused:?}");

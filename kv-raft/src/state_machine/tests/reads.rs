@@ -7,7 +7,7 @@ use crate::command::Versioned;
 use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec};
 
 /// State after each commit.
-type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
+pub(super) type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
 
 fn spec(at: Option<Timestamp>, reverse: bool) -> ScanSpec {
     ScanSpec { range: KeyRange::all(), limit_entries: 1000, limit_bytes: 1 << 20, keys_only: false, at, reverse }
@@ -18,7 +18,7 @@ fn contents(page: &ScanPage) -> BTreeMap<Vec<u8>, Versioned> {
 }
 
 /// Applies entries one by one; the latest state after each is taken from a scan and from point reads.
-async fn replay(engine: &DataEngine, machine: &mut StateMachine, entries: &[Entry]) -> Versions {
+pub(super) async fn replay(engine: &DataEngine, machine: &mut StateMachine, entries: &[Entry]) -> Versions {
     let mut versions = Versions::new();
     for entry in entries {
         apply(machine, std::slice::from_ref(entry)).await;
@@ -32,7 +32,7 @@ async fn replay(engine: &DataEngine, machine: &mut StateMachine, entries: &[Entr
     versions
 }
 
-fn check(view: &ReadView, versions: &Versions, oldest: Timestamp) {
+pub(super) fn check(view: &ReadView, versions: &Versions, oldest: Timestamp) {
     let keys: std::collections::BTreeSet<&Vec<u8>> = versions.values().flat_map(BTreeMap::keys).collect();
     for (at, expected) in versions.range(oldest..) {
         let forward = view.scan(&spec(Some(*at), false)).unwrap();
@@ -82,7 +82,7 @@ async fn compaction_drops_what_the_durable_safepoint_permits_and_nothing_else() 
     assert_eq!(view.scan(&spec(Some(too_old), false)), Err(refused));
 }
 
-fn compact(engine: &DataEngine) {
+pub(super) fn compact(engine: &DataEngine) {
     use crate::data_engine::Table;
     let store = engine.store();
     store.flush().unwrap();
@@ -96,6 +96,22 @@ fn compact(engine: &DataEngine) {
 fn old_versions(engine: &DataEngine) -> usize {
     let store = engine.store();
     store.db().iterator_cf(store.table(crate::data_engine::Table::History), rocksdb::IteratorMode::Start).count()
+}
+
+#[tokio::test]
+async fn commits_ascend_in_log_order_whatever_the_stamps_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, machine) = replica(dir.path(), Duration::ZERO);
+    let mut before = Timestamp(0);
+    for (index, stamp) in [(1, 500), (2, 400), (3, 501), (4, 501), (5, 900)] {
+        let replies = reply_to(&machine, &batch(index, Timestamp(stamp), &[put(b"a", b"1"), put(b"b", b"2")]));
+        for reply in replies.0 {
+            let crate::command::Reply::Written { commit, .. } = reply else { panic!("{reply:?}") };
+            assert!(commit > before && commit >= Timestamp(stamp), "{commit} after {before}, stamped {stamp}");
+            before = commit;
+        }
+    }
+    assert_eq!(engine.view(SHARD).unwrap().last_commit(), Timestamp(901));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use openraft::RaftSnapshotBuilder as _;
 use openraft::storage::RaftStateMachine as _;
 
 use super::super::{ReceivedSnapshot, SnapshotData, SnapshotSource, SnapshotView};
+use super::crash::copy_folder;
 use super::*;
 use crate::command::Reply;
 use crate::data_engine::DataError;
@@ -44,6 +45,9 @@ async fn an_installed_snapshot_is_the_state_it_names_and_the_old_extent_is_gone(
         assert_eq!(following.applied_state().await.unwrap(), (meta.last_log_id, meta.last_membership.clone()));
         assert_ne!(follower.replicas()[0].extent, old);
         assert_eq!(rows_under(&follower, old), 0);
+        let crashed = tempfile::tempdir().unwrap();
+        copy_folder(to.path(), crashed.path());
+        assert_eq!(open(crashed.path()).checksum(SHARD).unwrap(), expected, "durable when it is installed");
         apply(&mut following, &entries[150..]).await;
         apply(&mut leading, &entries[160..]).await;
         assert_eq!(follower.checksum(SHARD).unwrap(), leader.checksum(SHARD).unwrap());
@@ -56,7 +60,7 @@ async fn an_installed_snapshot_is_the_state_it_names_and_the_old_extent_is_gone(
     }
 }
 
-fn rows_under(engine: &DataEngine, extent: kv_proto::ids::ExtentId) -> usize {
+pub(super) fn rows_under(engine: &DataEngine, extent: kv_proto::ids::ExtentId) -> usize {
     use crate::data_engine::{Table, keys};
     let store = engine.store();
     let count = |table, start: Vec<u8>, end: Vec<u8>| {
@@ -108,12 +112,11 @@ async fn a_node_that_dies_before_the_switch_keeps_its_old_state_and_nothing_of_t
     let extent = received.extent().id();
     super::super::snapshot::ingest(follower.store(), &received).unwrap();
     assert!(rows_under(&follower, extent) > 0);
-    // The process ends here: nothing is dropped in order.
-    std::mem::forget(received);
-    drop(following);
-    drop(follower);
+    // The process ends here.
+    let crashed = tempfile::tempdir().unwrap();
+    copy_folder(to.path(), crashed.path());
 
-    let follower = open(to.path());
+    let follower = open(crashed.path());
     assert_eq!(follower.checksum(SHARD).unwrap(), before);
     assert_eq!(rows_under(&follower, extent), 0);
     assert_eq!(std::fs::read_dir(follower.scratch()).unwrap().count(), 0);
@@ -172,6 +175,23 @@ async fn the_builder_reports_what_is_durable_and_the_current_snapshot_what_is_ap
     // What openraft learns at start must be on disk.
     let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
     assert_eq!(builder.build_snapshot().await.unwrap().meta.last_log_id, Some(log_id(30)));
+}
+
+#[tokio::test]
+async fn what_a_snapshot_permits_to_read_is_in_it_although_compaction_goes_on_while_it_is_sent() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let retention = Duration::from_secs(2);
+    let (leader, mut leading) = replica(from.path(), retention);
+    let entries = recorded(6, 200);
+    let versions = reads::replay(&leader, &mut leading, &entries[..100]).await;
+    let (meta, view) = current(&mut leading).await;
+    apply(&mut leading, &entries[100..]).await;
+    leader.flush().await.unwrap();
+    reads::compact(&leader);
+    let (follower, mut following) = replica(to.path(), retention);
+    following.install_snapshot(&meta, SnapshotData::View(view)).await.unwrap();
+    let safepoint = follower.replicas()[0].safepoint;
+    reads::check(&follower.view(SHARD).unwrap(), &versions, safepoint);
 }
 
 #[tokio::test]
