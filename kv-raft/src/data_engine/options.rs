@@ -139,6 +139,8 @@ fn of_table(table: Table, options: &DataOptions, cache: &Cache, safepoints: &Arc
     // Files that overlap least below first: least rewriting per byte written.
     out.set_compaction_pri(CompactionPri::MinOverlappingRatio);
     out.set_level_compaction_dynamic_level_bytes(true);
+    // Until the folder is checked: see Store::open.
+    out.set_disable_auto_compactions(true);
     match table {
         Table::History | Table::Changes => {
             // What nothing overwrites is collected all the same, once a day.

@@ -57,6 +57,7 @@ impl Store {
         let store = Self { db, dir: dir.to_owned(), failure: watch::Sender::new(None) };
         store.check_format()?;
         store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
+        store.begin_compactions().map_err(|error| opening(dir, &error))?;
         Ok(store)
     }
 
@@ -95,6 +96,12 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// A damaged folder is left as it is: nothing is rewritten before it is checked.
+    fn begin_compactions(&self) -> Result<(), rocksdb::Error> {
+        let mut tables = Table::ALL.into_iter();
+        tables.try_for_each(|table| self.db.set_options_cf(self.table(table), &[("disable_auto_compactions", "false")]))
     }
 
     fn live_bytes(&self) -> u64 {

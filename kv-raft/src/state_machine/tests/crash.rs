@@ -6,20 +6,22 @@ use openraft::storage::RaftStateMachine as _;
 
 use super::*;
 
-/// What a machine that loses its power would find. RocksDB writes no log here, so files that are still being written
-/// belong to flushes that are not done.
-pub(super) fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else if entry.file_name() != "LOCK" {
-            // A file may go while the folder is copied, after what replaces it is there.
-            let _ = std::fs::copy(entry.path(), target);
+/// What a machine that loses its power would find: what names files as of now first, then the files, of which none
+/// goes meanwhile. Files that are still being written belong to flushes that are not done.
+pub(super) fn copy_folder(engine: &DataEngine, to: &Path) {
+    let store = engine.store();
+    store.db().disable_file_deletions().unwrap();
+    let entries = || std::fs::read_dir(store.dir()).unwrap().map(Result::unwrap);
+    let is_name = |name: &str| name.starts_with("MANIFEST") || name == "CURRENT";
+    for names in [true, false] {
+        for entry in entries().filter(|entry| entry.file_type().unwrap().is_file()) {
+            let name = entry.file_name().into_string().unwrap();
+            if is_name(&name) == names && name != "LOCK" {
+                std::fs::copy(entry.path(), to.join(name)).unwrap();
+            }
         }
     }
+    store.db().enable_file_deletions().unwrap();
 }
 
 async fn checksums(entries: &[Entry], retention: Duration) -> Vec<u64> {
@@ -51,7 +53,7 @@ async fn crash_anywhere(retention: Duration, seed: u64) {
             flushed = applied;
         }
         let crashed = tempfile::tempdir().unwrap();
-        copy_folder(dir.path(), crashed.path());
+        copy_folder(&engine, crashed.path());
         recover(crashed.path(), &entries, flushed..=applied, &expected).await;
     }
 }

@@ -14,7 +14,7 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     let engine = open(dir.path());
     let created = engine.create(new_replica(SHARD, 3, Duration::ZERO)).unwrap();
     engine.create(new_replica(other, 1, HOUR)).unwrap();
-    assert_eq!(after_a_crash(dir.path()).1.replicas(), engine.replicas());
+    assert_eq!(after_a_crash(&engine).1.replicas(), engine.replicas());
     let exists = engine.create(new_replica(SHARD, 4, Duration::ZERO));
     assert_eq!(exists, Err(CreateError::Exists { shard: SHARD, replica: ReplicaId(3) }));
     let mut first = machine(&engine, SHARD);
@@ -24,7 +24,7 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     let kept = engine.checksum(other).unwrap();
 
     engine.destroy(SHARD).unwrap();
-    let (_dir, crashed) = after_a_crash(dir.path());
+    let (_dir, crashed) = after_a_crash(&engine);
     assert_eq!(crashed.replicas().len(), 1);
     assert!(crashed.create(new_replica(SHARD, 3, Duration::ZERO)).is_err());
     assert_eq!(engine.view(SHARD).err(), Some(DataError::NotHeld(SHARD)));
@@ -58,9 +58,9 @@ async fn a_created_replica_is_there_after_a_crash_and_a_destroyed_one_never_come
     assert!(view.scan(&spec).unwrap().entries.is_empty());
 }
 
-fn after_a_crash(dir: &Path) -> (tempfile::TempDir, DataEngine) {
+fn after_a_crash(engine: &DataEngine) -> (tempfile::TempDir, DataEngine) {
     let copy = tempfile::tempdir().unwrap();
-    copy_folder(dir, copy.path());
+    copy_folder(engine, copy.path());
     let engine = open(copy.path());
     (copy, engine)
 }
@@ -101,11 +101,11 @@ async fn a_table_cut_short_removed_or_altered_is_named_and_nothing_is_deleted() 
         bytes[20] ^= 4;
         std::fs::write(path, bytes).unwrap();
     };
-    for damage in [cut, remove, alter] {
+    for (damage, first) in [(cut, false), (remove, false), (alter, false), (alter, true)] {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path()).await;
         let tables = files(dir.path(), ".sst");
-        let victim = tables.last().unwrap();
+        let victim = if first { tables.first() } else { tables.last() }.unwrap();
         damage(victim);
         let before = files(dir.path(), ".sst");
         let refused = DataEngine::open(dir.path(), options()).err().unwrap();

@@ -46,7 +46,7 @@ async fn an_installed_snapshot_is_the_state_it_names_and_the_old_extent_is_gone(
         assert_ne!(follower.replicas()[0].extent, old);
         assert_eq!(rows_under(&follower, old), 0);
         let crashed = tempfile::tempdir().unwrap();
-        copy_folder(to.path(), crashed.path());
+        copy_folder(&follower, crashed.path());
         assert_eq!(open(crashed.path()).checksum(SHARD).unwrap(), expected, "durable when it is installed");
         apply(&mut following, &entries[150..]).await;
         apply(&mut leading, &entries[160..]).await;
@@ -114,7 +114,7 @@ async fn a_node_that_dies_before_the_switch_keeps_its_old_state_and_nothing_of_t
     assert!(rows_under(&follower, extent) > 0);
     // The process ends here.
     let crashed = tempfile::tempdir().unwrap();
-    copy_folder(to.path(), crashed.path());
+    copy_folder(&follower, crashed.path());
 
     let follower = open(crashed.path());
     assert_eq!(follower.checksum(SHARD).unwrap(), before);
