@@ -26,9 +26,17 @@ pub enum TelemetryError {
     AlreadySet,
 }
 
+/// The consensus library warns of every message to a node that is down, per shard and heartbeat. What a person must
+/// know of it our own lines say; naming it in the filter shows it.
+const CONSENSUS: &str = "openraft";
+
+fn with_quiet_consensus(filter: &str) -> String {
+    if filter.contains(CONSENSUS) { filter.to_owned() } else { format!("{filter},{CONSENSUS}=off") }
+}
+
 /// Sends log lines to standard error from here on.
 pub fn start(config: &Config) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&config.log)
+    let filter = EnvFilter::try_new(with_quiet_consensus(&config.log))
         .map_err(|source| TelemetryError::Filter { filter: config.log.clone(), source })?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match config.log_format {

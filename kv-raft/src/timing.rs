@@ -49,6 +49,9 @@ impl Timing {
         if self.heartbeat.is_zero() {
             return Err("the heartbeat interval is zero".to_owned());
         }
+        if self.flush_interval.is_zero() {
+            return Err("the flush interval is zero".to_owned());
+        }
         if self.heartbeat * 3 > self.election_min {
             return Err(format!(
                 "three heartbeats of {:?} do not fit into the shortest election timeout of {:?}",

@@ -109,13 +109,20 @@ pub(super) fn encode_append(request: &AppendEntriesRequest<ShardRaft>) -> Bytes 
     body.freeze()
 }
 
-/// Undoes [`encode_append`]; entries borrow from the body.
+/// A body up to this size is copied out of the message it came in: its entries stay in memory as recent entries of the
+/// log, and would keep the whole message, with the frames of all other shards, for as long.
+const COPIED_BYTES_MAX: usize = 128 << 10;
+
+/// Undoes [`encode_append`]; entries share the body's memory.
 pub(crate) fn decode_append(mut body: Bytes) -> Result<AppendEntriesRequest<ShardRaft>, MessageError> {
     const MESSAGE: &str = "append request";
     let error = |reason: String| MessageError { message: MESSAGE, reason };
     type Head = (WireVote, Option<WireLogId>, Option<WireLogId>, u32);
     let ((vote, prev, commit, count), read) = decode_part::<Head>(MESSAGE, &body)?;
     body.advance(read);
+    if count > 0 && body.len() <= COPIED_BYTES_MAX {
+        body = Bytes::copy_from_slice(&body);
+    }
     let mut entries = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(body.len()));
     for _ in 0..count {
         let bytes = body.try_get_u32_le().map_err(|e| error(e.to_string()))?;
@@ -162,7 +169,7 @@ pub(super) fn decode_appended(body: &[u8]) -> Result<AppendEntriesResponse<Shard
     })
 }
 
-pub(super) fn encode_vote_request(request: &VoteRequest<ShardRaft>) -> Bytes {
+pub(crate) fn encode_vote_request(request: &VoteRequest<ShardRaft>) -> Bytes {
     let last = request.last_log_id.as_ref().map(WireLogId::from);
     encode_part(&(WireVote::from(&request.vote), last, request.leadership_transfer))
 }
@@ -179,7 +186,7 @@ pub(crate) fn encode_vote_response(response: &VoteResponse<ShardRaft>) -> Bytes 
     encode_part(&(WireVote::from(&response.vote), response.vote_granted, last))
 }
 
-pub(super) fn decode_vote_response(body: &[u8]) -> Result<VoteResponse<ShardRaft>, MessageError> {
+pub(crate) fn decode_vote_response(body: &[u8]) -> Result<VoteResponse<ShardRaft>, MessageError> {
     let (vote, granted, last): (WireVote, bool, Option<WireLogId>) = decode_whole("vote response", body)?;
     Ok(VoteResponse { vote: vote.into(), vote_granted: granted, last_log_id: last.map(LogId::from) })
 }

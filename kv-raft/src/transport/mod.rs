@@ -42,6 +42,8 @@ pub(crate) use self::messages::{
     Hibernate, decode_agreement, decode_append, decode_hibernate, decode_transfer, decode_vote_request,
     encode_agreement, encode_appended, encode_hibernate, encode_transferred, encode_vote_response,
 };
+#[cfg(test)]
+pub(crate) use self::messages::{decode_vote_response, encode_vote_request};
 pub(crate) use self::network::{Network, ReplicaAddress};
 pub use self::peers::{Alive, PeerState};
 pub use self::registry::Registry;
