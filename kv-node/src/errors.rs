@@ -105,3 +105,77 @@ fn outcome_unknown(shard: &ShardInfo) -> ServiceError {
 fn stopped() -> ServiceError {
     ServiceError::NotReady { why: "it is stopping".to_owned(), retry_after: STOPPED_RETRY }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kv_proto::ids::{NodeId, ReplicaId};
+    use kv_proto::key_range::KeyRange;
+    use kv_proto::pb::admin::v1::Shard;
+    use kv_raft::types::LeaderInfo;
+
+    use super::*;
+    use crate::catalog::{CatalogView, Leaders};
+
+    fn with<T>(look: impl FnOnce(&Situation<'_>, &ShardInfo) -> T) -> T {
+        let (view, leaders) = (CatalogView::default(), Leaders::default());
+        let shard = ShardInfo { descriptor: Shard { shard_id: 7, ..Default::default() }, range: KeyRange::all() };
+        look(&Situation { view: &view, leaders: &leaders, node: NodeId(1) }, &shard)
+    }
+
+    /// Reason, outcome, and whether sending again may help.
+    fn told(error: &ServiceError) -> (&'static str, Outcome, bool) {
+        (error.reason(), error.outcome(), error.retry_after().is_some())
+    }
+
+    #[test]
+    fn a_failed_write_says_not_applied_only_when_it_never_enters_the_log() {
+        let leader = LeaderInfo { replica: ReplicaId(1), node: NodeId(2), term: 1 };
+        let (not_applied, unknown) = (Outcome::NotApplied, Outcome::Unknown);
+        let table = [
+            (ProposeError::NotLeader { leader: Some(leader) }, ("NOT_LEADER", not_applied, true)),
+            (ProposeError::NotLeader { leader: None }, ("NO_LEADER", not_applied, true)),
+            (ProposeError::NoQuorum, ("NO_LEADER", not_applied, true)),
+            (ProposeError::OutcomeUnknown, ("OUTCOME_UNKNOWN", unknown, true)),
+            (ProposeError::Overloaded { queue: "q" }, ("OVERLOADED", not_applied, true)),
+            (ProposeError::Stopped, ("NOT_READY", not_applied, true)),
+            (ProposeError::Fatal("disk".to_owned()), ("INTERNAL", unknown, false)),
+        ];
+        with(|situation, shard| {
+            for (error, expected) in table {
+                let shown = format!("{error:?}");
+                let told_error = propose(error, situation, shard);
+                assert_eq!(told(&told_error), expected, "{shown}");
+            }
+            let error = propose(ProposeError::NotLeader { leader: Some(leader) }, situation, shard);
+            assert_eq!(error.route_hint().unwrap().shard.as_ref().unwrap().leader_node_id, 2);
+        });
+    }
+
+    #[test]
+    fn a_write_lost_on_its_way_to_another_node_is_unknown_only_if_it_was_sent() {
+        let address: Arc<str> = Arc::from("n2:1");
+        let lost = |sent| ConnectionError::Lost { address: address.clone(), why: String::new(), sent };
+        let late = |sent| ConnectionError::TimedOut { address: address.clone(), sent };
+        let open = ConnectionError::CircuitOpen { address: address.clone(), retry_after: NO_LEADER_RETRY };
+        let (not_applied, unknown) = (Outcome::NotApplied, Outcome::Unknown);
+        let table = [
+            (lost(true), true, ("OUTCOME_UNKNOWN", unknown, true)),
+            (lost(false), true, ("NO_LEADER", not_applied, true)),
+            (lost(true), false, ("NO_LEADER", not_applied, true)),
+            (late(true), true, ("DEADLINE_EXCEEDED", unknown, false)),
+            (late(true), false, ("DEADLINE_EXCEEDED", not_applied, false)),
+            (open, true, ("NO_LEADER", not_applied, true)),
+            (ConnectionError::Closed, true, ("NOT_READY", not_applied, true)),
+        ];
+        with(|_, shard| {
+            for (error, writes, expected) in table {
+                let shown = format!("{error:?}");
+                assert_eq!(told(&forward(CallError::Connection(error), shard, writes)), expected, "{shown}");
+            }
+            let theirs = ServiceError::SessionStale { sequence: 3 };
+            assert_eq!(forward(CallError::Service(theirs.clone()), shard, true), theirs);
+        });
+    }
+}

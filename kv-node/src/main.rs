@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kv-node: {error:#}");
+            eprintln!("kv-node: {error}");
             let is_of_config = error.downcast_ref::<RunError>().is_some_and(RunError::is_of_config);
             if is_of_config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
