@@ -15,3 +15,6 @@ pub mod plan;
 pub mod actions;
 pub mod step;
 pub mod observed;
+
+#[cfg(test)]
+mod scripts;
