@@ -18,6 +18,8 @@ pub mod local;
 
 pub mod disk;
 
+pub mod recover;
+
 pub mod node;
 
 pub mod bootstrap;

@@ -22,9 +22,9 @@ use kv_proto::timestamp::Timestamp;
 use super::observed::{Group, Observed};
 use super::plan::plan;
 use super::step::{GroupStep, GroupStepKind, Step};
+use crate::catalog::Change;
 use crate::catalog::edits::{actions, bootstrap, keyspaces, nodes};
 use crate::catalog::records::{Record, Records, runs};
-use crate::catalog::Change;
 
 const LAST_INDEX: u64 = 1000;
 const ROUNDS_MAX: usize = 60;
@@ -92,7 +92,9 @@ impl World {
         self.groups.retain(|shard, _| shards.contains_key(shard));
         let nodes: BTreeMap<(u64, u64), u64> = shards
             .values()
-            .flat_map(|shard| shard.replicas.iter().map(|replica| ((shard.shard_id, replica.replica_id), replica.node_id)))
+            .flat_map(|shard| {
+                shard.replicas.iter().map(|replica| ((shard.shard_id, replica.replica_id), replica.node_id))
+            })
             .collect();
         for (shard, group) in &mut self.groups {
             let node = |replica: &u64| nodes.get(&(*shard, *replica)).copied().unwrap_or(0);
@@ -209,9 +211,10 @@ impl World {
 
     fn shard(&self, shard: &Shard) -> String {
         let role = |role: ReplicaRole| if role == ReplicaRole::Voter { "" } else { "learner " };
-        let replicas = shard.replicas.iter().map(|replica| {
-            format!("{}{}@{}", role(replica.role()), replica.replica_id, replica.node_id)
-        });
+        let replicas = shard
+            .replicas
+            .iter()
+            .map(|replica| format!("{}{}@{}", role(replica.role()), replica.replica_id, replica.node_id));
         let replicas: Vec<String> = replicas.collect();
         let leader = self.groups.get(&shard.shard_id).map_or(0, |group| group.leader);
         let (id, epoch, preferred) = (shard.shard_id, shard.epoch, shard.preferred_leader_replica_id);
@@ -221,7 +224,10 @@ impl World {
     fn actions(&self) -> String {
         let line = |action: &Action| {
             let state = action.state().as_str_name().trim_start_matches("ACTION_STATE_").to_lowercase();
-            format!("action {} shard {} {state} {}%: {}\n", action.action_id, action.shard_id, action.percent, action.progress)
+            format!(
+                "action {} shard {} {state} {}%: {}\n",
+                action.action_id, action.shard_id, action.percent, action.progress
+            )
         };
         self.records.actions.values().map(line).collect()
     }

@@ -91,9 +91,12 @@ impl Directory for ViewDirectory {
     }
 }
 
-struct Engines {
-    log: LogEngine,
-    data: DataEngine,
+/// Both engines of a node.
+pub struct Engines {
+    /// The logs of all replicas.
+    pub log: LogEngine,
+    /// Their data.
+    pub data: DataEngine,
 }
 
 impl Node {
@@ -264,7 +267,12 @@ async fn enter(
     Ok(identity)
 }
 
-async fn open_engines(folder: &DataFolder, config: &Config, metrics: Arc<LogMetrics>) -> Result<Engines, StartError> {
+/// Opens both engines of a data folder.
+pub async fn open_engines(
+    folder: &DataFolder,
+    config: &Config,
+    metrics: Arc<LogMetrics>,
+) -> Result<Engines, StartError> {
     let (log_dir, data_dir) = (folder.log_dir(), folder.data_dir());
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let log_options = LogOptions { memory_bytes: bytes(config.log_cache), metrics };
