@@ -14,6 +14,7 @@ pub mod report;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -43,6 +44,7 @@ pub struct Host {
     leaders: Arc<Leaders>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     may_not_lead: RwLock<Option<String>>,
+    stopping: AtomicBool,
     reconciling: tokio::sync::Mutex<()>,
 }
 
@@ -51,7 +53,8 @@ impl Host {
     #[must_use]
     pub fn new(node: NodeId, context: RaftContext, leaders: Arc<Leaders>) -> Self {
         let (replicas, may_not_lead) = (RwLock::default(), RwLock::default());
-        Self { node, context, leaders, replicas, may_not_lead, reconciling: tokio::sync::Mutex::default() }
+        let (stopping, reconciling) = (AtomicBool::new(false), tokio::sync::Mutex::default());
+        Self { node, context, leaders, replicas, may_not_lead, stopping, reconciling }
     }
 
     /// The running replica of a shard.
@@ -104,7 +107,7 @@ impl Host {
     /// Starts a replica, created or reopened.
     pub async fn start(&self, spec: ReplicaSpec) -> Result<Arc<Replica>, StartError> {
         let replica = Replica::start(&self.context, spec).await?;
-        replica.set_may_lead(self.may_not_lead.read().is_none());
+        replica.set_may_lead(self.may_not_lead.read().is_none() && !self.stopping.load(Ordering::Acquire));
         self.replicas.write().insert(replica.shard(), Arc::clone(&replica));
         Ok(replica)
     }
@@ -171,13 +174,15 @@ impl Host {
             (Some(_), None) => tracing::info!("this node may lead again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
+        let may_lead = refusal.is_none() && !self.stopping.load(Ordering::Acquire);
         for replica in self.replicas() {
-            replica.set_may_lead(refusal.is_none());
+            replica.set_may_lead(may_lead);
         }
     }
 
-    /// Hands every leadership to another replica, as far as there is one that can take it.
+    /// Hands every leadership to another replica, as far as there is one that can take it; leads nothing from here on.
     pub async fn hand_over(&self) {
+        self.stopping.store(true, Ordering::Release);
         let led = self.replicas().into_iter().filter(|replica| replica.is_leader());
         let all = stream::iter(led).for_each_concurrent(AT_ONCE, |replica| async move {
             let Some(heir) = replica.best_successor() else { return };
@@ -190,6 +195,9 @@ impl Host {
             tracing::info!(shard = %replica.shard(), error, "leadership was not handed over");
         });
         all.await;
+        for replica in self.replicas() {
+            replica.set_may_lead(false);
+        }
     }
 
     /// Stops all replicas.

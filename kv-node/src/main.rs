@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use kv_node::config::{self, Config};
 use kv_node::run::RunError;
 use kv_node::{run, telemetry};
+use kv_proto::ids::ShardId;
 
 /// The configuration is at fault.
 const EXIT_CONFIG: u8 = 2;
@@ -31,12 +32,34 @@ fn main() -> ExitCode {
         eprintln!("kv-node: {fault}");
         return ExitCode::from(EXIT_CONFIG);
     }
+    if let Some((config::RECOVER, arguments)) = config::subcommand_of(&matches) {
+        let shard = arguments.get_one::<u64>("shard").copied().unwrap_or(0);
+        return recover(&config, ShardId(shard));
+    }
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kv-node: {error}");
             let is_of_config = error.downcast_ref::<RunError>().is_some_and(RunError::is_of_config);
             if is_of_config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Works on the data folder of a stopped node.
+fn recover(config: &Config, shard: ShardId) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let recovered = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(kv_node::recover::recover(config, shard)).map_err(anyhow::Error::from));
+    match recovered {
+        Ok(report) => {
+            println!("{}", kv_node::recover::describe(&report));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("kv-node: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

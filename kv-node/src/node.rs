@@ -78,7 +78,6 @@ impl Node {
         let host = &self.shared.host;
         let context = host.context().clone();
         tracing::info!("stopping: handing leadership over");
-        host.set_may_lead(Some("it is stopping".to_owned()));
         host.hand_over().await;
         tracing::info!("stopping: controller and replicas");
         self.controller.stop().await;

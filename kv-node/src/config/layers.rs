@@ -55,6 +55,15 @@ pub fn command() -> Command {
     let command = Command::new("kv-node").version(env!("CARGO_PKG_VERSION")).about("One node of a key-value cluster");
     let command = command.subcommand_negates_reqs(true).arg(file);
     let command = command.subcommand(Command::new("config").about("Prints the configuration in effect and ends"));
+    let shard = Arg::new("shard").long("shard").value_name("NUMBER").required(true);
+    let shard = shard.value_parser(clap::value_parser!(u64)).help("The shard that lost its majority for good");
+    let accept = Arg::new("accept").long("accept-data-loss").required(true).num_args(0);
+    let accept = accept.help("Writes that only the lost replicas held are gone for ever");
+    let recover = Command::new(RECOVER)
+        .about("LAST RESORT, on a stopped node: makes its replica the only voter of a shard whose majority is gone for good")
+        .arg(shard)
+        .arg(accept);
+    let command = command.subcommand(recover);
     SETTINGS.iter().fold(command, |command, setting| command.arg(argument(setting)))
 }
 
@@ -71,6 +80,9 @@ fn argument(setting: &Setting) -> Arg {
         argument.action(ArgAction::Set)
     }
 }
+
+/// Name of the subcommand that forces a shard to go on without its majority.
+pub const RECOVER: &str = "unsafe-recover-shard";
 
 /// The subcommand given, if any, with its arguments.
 #[must_use]

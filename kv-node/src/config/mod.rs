@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use layers::{Faults, command, load, print, subcommand_of};
+pub use layers::{Faults, RECOVER, command, load, print, subcommand_of};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
