@@ -86,11 +86,11 @@ impl Editor {
         self.leaders.forget(SYSTEM_SHARD, node);
     }
 
-    /// Decides and applies.
+    /// Decides and applies; tells also the version of a catalog that shows the change.
     pub async fn edit<T>(
         &self,
         decide: impl Fn(&Records) -> Result<(Change, T), ServiceError>,
-    ) -> Result<T, EditError> {
+    ) -> Result<(T, u64), EditError> {
         let service = |error: StoreError| EditError::Service(error.into_service());
         for _ in 0..TRIES {
             let replica = self.host.replica(SYSTEM_SHARD).filter(|replica| replica.is_leader());
@@ -102,9 +102,9 @@ impl Editor {
             };
             let (change, answer) = decide(&records).map_err(EditError::Service)?;
             match store::apply(&replica, &records, &change).await {
-                Ok(()) => {
+                Ok(version) => {
                     self.changed.notify_one();
-                    return Ok(answer);
+                    return Ok((answer, version));
                 }
                 Err(StoreError::Changed) => {}
                 Err(StoreError::NotLeader(_)) => return Err(EditError::NotLeader),

@@ -78,13 +78,13 @@ pub fn load(view: &ReadView) -> Result<Records, StoreError> {
     Ok(records)
 }
 
-/// Applies a change that was decided from `base`; only on the leader.
-pub async fn apply(replica: &Replica, base: &Records, change: &Change) -> Result<(), StoreError> {
+/// Applies a change that was decided from `base`; only on the leader. Returns the version of a catalog that shows it.
+pub async fn apply(replica: &Replica, base: &Records, change: &Change) -> Result<u64, StoreError> {
     if change.is_empty() {
-        return Ok(());
+        return Ok(base.version);
     }
     match replica.propose(encode(base, change)).await.map_err(propose_error)? {
-        Reply::Written { .. } => Ok(()),
+        Reply::Written { commit, .. } => Ok(commit.0),
         Reply::Refused { .. } => Err(StoreError::Changed),
         Reply::SessionStale | Reply::SessionsFull => {
             Err(StoreError::Refused("the catalog's commands carry no session".into()))

@@ -184,7 +184,7 @@ impl Controller {
             return true;
         }
         match store::apply(replica, records, &change).await {
-            Ok(()) => {
+            Ok(_) => {
                 tracing::info!(why, "catalog changed");
                 self.changed.notify_one();
                 true

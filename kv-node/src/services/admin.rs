@@ -51,6 +51,12 @@ const READY: Duration = Duration::from_secs(5);
 /// After an attempt that met no leader.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Longest wait for this node's view to show a change that was made.
+const SHOWN: Duration = Duration::from_secs(1);
+
+/// In responses: the version of the first catalog that shows the change.
+const VERSION: &str = "kv-catalog-version";
+
 /// How often a request has been sent on.
 const HOPS: &str = "kv-hops";
 
@@ -69,7 +75,7 @@ macro_rules! at_leader {
             let view = $self.shared.view.load_full();
             let error = match $self.shared.editor.place(&view, until).await? {
                 Place::Here => match $self.shared.editor.edit(|records| $decide(records, &message)).await {
-                    Ok(answer) => return Ok(Response::new(answer)),
+                    Ok((answer, version)) => return Ok($self.shown(Response::new(answer), version).await),
                     Err(EditError::Service(error)) => return Err(error.into()),
                     Err(EditError::NotLeader) => no_leader(),
                 },
@@ -80,7 +86,10 @@ macro_rules! at_leader {
                         Ok(mut client) => {
                             let onward = onward(message.clone(), hops + 1);
                             match client.$method(onward).await {
-                                Ok(response) => return Ok(response),
+                                Ok(response) => {
+                                    let version = version_of(&response);
+                                    return Ok($self.shown(response, version).await);
+                                }
                                 Err(status) => match ServiceError::from_status(&status) {
                                     error @ (ServiceError::NoLeader { .. } | ServiceError::NotReady { .. }) => error,
                                     error => return Err(error.into()),
@@ -119,6 +128,13 @@ impl AdminApi {
         let waited = async { while !done(&self.shared.view.load()) && version.changed().await.is_ok() {} };
         // What is not so in time is shown as it is.
         let _ = tokio::time::timeout(within, waited).await;
+    }
+
+    /// The response to a change, once this node's own view shows it: whoever asks here next sees what was done.
+    async fn shown<T>(&self, mut response: Response<T>, version: u64) -> Response<T> {
+        self.wait(SHOWN, |view| view.version() >= version).await;
+        response.metadata_mut().insert(VERSION, MetadataValue::from(version));
+        response
     }
 
     async fn created(
@@ -173,6 +189,11 @@ fn hops<T>(request: &Request<T>) -> Result<u32, ServiceError> {
     let Some(value) = request.metadata().get(HOPS) else { return Ok(0) };
     let hops = value.to_str().ok().and_then(|text| text.parse().ok());
     hops.ok_or_else(|| ServiceError::invalid(HOPS, "must be a number"))
+}
+
+fn version_of<T>(response: &Response<T>) -> u64 {
+    let value = response.metadata().get(VERSION).and_then(|value| value.to_str().ok());
+    value.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 fn onward<T>(message: T, hops: u32) -> Request<T> {

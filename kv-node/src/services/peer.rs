@@ -73,7 +73,7 @@ impl PeerApi {
                         Ok((change, (node, after.to_catalog())))
                     };
                     match self.shared.editor.edit(decide).await {
-                        Ok((node, catalog)) => {
+                        Ok(((node, catalog), _)) => {
                             let cluster_id = self.shared.cluster_id().to_owned();
                             tracing::info!(node = node.node_id, address = node.address, "node is a member");
                             return Ok(JoinResponse { cluster_id, node_id: node.node_id, catalog: Some(catalog) });

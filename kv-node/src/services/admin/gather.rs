@@ -24,7 +24,7 @@ type Answers = BTreeMap<u64, Result<NodeStatus, ServiceError>>;
 /// Every node of the catalog with its own account.
 pub(super) async fn nodes(shared: &Arc<NodeShared>) -> Vec<NodeListing> {
     let view = shared.view.load_full();
-    let mut answers = ask(shared, &view, true).await;
+    let mut answers = ask(shared, &view).await;
     let listing = |node: &kv_proto::pb::admin::v1::Node| {
         let (status, unreachable_reason) = match answers.remove(&node.node_id) {
             Some(Ok(status)) => (Some(status), String::new()),
@@ -43,7 +43,7 @@ pub(super) async fn shards(
 ) -> Result<Vec<ShardListing>, ServiceError> {
     let view = shared.view.load_full();
     let wanted = select(&view, request)?;
-    let answers = ask(shared, &view, false).await;
+    let answers = ask(shared, &view).await;
     let mut held: BTreeMap<(u64, u64), &ReplicaStatus> = BTreeMap::new();
     for status in answers.values().flatten().flat_map(|status| &status.replicas) {
         held.insert((status.shard_id, status.replica_id), status);
@@ -70,7 +70,7 @@ pub(super) async fn shards(
 /// The node that leads a shard and its account, waiting a little for an election.
 pub(super) async fn leader(shared: &Arc<NodeShared>, shard: ShardId) -> Result<(u64, ReplicaStatus), ServiceError> {
     let view = shared.view.load_full();
-    let answers = ask(shared, &view, false).await;
+    let answers = ask(shared, &view).await;
     let replicas = answers.values().flatten().flat_map(|status| &status.replicas);
     let leads = |status: &&ReplicaStatus| status.shard_id == shard.0 && status.role == "leader";
     let leader = replicas.filter(leads).max_by_key(|status| status.term);
@@ -95,9 +95,9 @@ fn select(view: &CatalogView, request: &ListShardsRequest) -> Result<Vec<Arc<Sha
     Ok(wanted)
 }
 
-async fn ask(shared: &Arc<NodeShared>, view: &CatalogView, brief: bool) -> Answers {
+async fn ask(shared: &Arc<NodeShared>, view: &CatalogView) -> Answers {
     let members: Vec<u64> =
         view.catalog().nodes.iter().filter(|node| is_member(node)).map(|node| node.node_id).collect();
-    let ask = |node: u64| async move { (node, shared.peers.status(NodeId(node), brief).await) };
+    let ask = |node: u64| async move { (node, shared.peers.status(NodeId(node), false).await) };
     stream::iter(members).map(ask).buffer_unordered(AT_ONCE).collect().await
 }
