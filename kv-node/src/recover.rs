@@ -52,7 +52,8 @@ pub fn describe(report: &RecoveryReport) -> String {
     format!(
         "shard {}: replica {} is now the only voter (forced entry {}).\n\
          It had applied entry {}, knew {} as committed and had {} in its log. Writes acknowledged after that are lost.\n\
-         Start the node; the catalog drops the other replicas and creates new ones.",
+         Never start the lost nodes with their old data again: they would go on without this one.\n\
+         Start this node; the catalog drops the other replicas and creates new ones.",
         report.shard,
         report.replica,
         report.forced.index,

@@ -24,6 +24,9 @@ pub const REPLICAS_MAX: u32 = 7;
 /// Names the check that voters may be fewer than the keyspace asks for.
 pub const FORCE_QUORUM: &str = "quorum";
 
+/// Marks what a drain removed, which grows again once there are nodes; what a person removed does not.
+pub const BY_DRAIN: &str = "drain";
+
 /// Names the check that a node must be drained before it is removed.
 pub const FORCE_NOT_DRAINED: &str = "not-drained";
 

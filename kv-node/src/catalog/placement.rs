@@ -134,7 +134,8 @@ mod tests {
                 counts.iter().map(count).max().unwrap() - counts.iter().map(count).min().unwrap()
             };
             assert!(range(|load| load.replicas) <= 1, "{nodes} nodes: {counts:?}");
-            assert!(range(|load| load.leaders) <= 1, "{nodes} nodes: {counts:?}");
+            // Replicas come first: where they fall on part of the nodes, leaders follow as well as they can.
+            assert!(range(|load| load.leaders) <= 2, "{nodes} nodes: {counts:?}");
         }
     }
 

@@ -20,7 +20,7 @@ use super::step::{GroupStep, GroupStepKind, Step};
 use crate::catalog::change::Change;
 use crate::catalog::edits::actions::{Caller, movement, removal, voters};
 use crate::catalog::edits::nodes::holds;
-use crate::catalog::edits::{FORCE_QUORUM, keyspaces, replica_on, voter_nodes};
+use crate::catalog::edits::{BY_DRAIN, FORCE_QUORUM, keyspaces, replica_on, voter_nodes};
 use crate::catalog::placement::Loads;
 use crate::catalog::records::{Record, Records, runs};
 
@@ -215,13 +215,13 @@ impl Plan<'_> {
                 loads.add_replica(to);
                 return Some(movement(shard, *from, to, action_id, &caller));
             }
-            let force = [FORCE_QUORUM.to_owned()];
+            let force = [FORCE_QUORUM.to_owned(), BY_DRAIN.to_owned()];
             let caller = Caller { force: &force, ..caller };
             return self.was_forced(*from).then(|| removal(shard, *from, action_id, &caller));
         }
         let wanted = self.voters_wanted(shard);
         let mut nodes = voter_nodes(shard);
-        if nodes.len() >= wanted {
+        if nodes.len() >= wanted || self.was_meant(shard) {
             return None;
         }
         while nodes.len() < wanted {
@@ -251,6 +251,13 @@ impl Plan<'_> {
         let forced =
             |action: &Action| action.from_node_id == node && action.forced.iter().any(|name| name == FORCE_QUORUM);
         self.state(node) == NodeState::Draining && self.records.actions.values().any(forced)
+    }
+
+    /// Whether a person forced the shard to have fewer voters than its keyspace asks for.
+    fn was_meant(&self, shard: &Shard) -> bool {
+        let last = self.records.actions.values().rfind(|action| action.shard_id == shard.shard_id);
+        let has = |action: &Action, name: &str| action.forced.iter().any(|forced| forced == name);
+        last.is_some_and(|action| has(action, FORCE_QUORUM) && !has(action, BY_DRAIN))
     }
 
     fn forget_ended(&self) -> Option<Step> {

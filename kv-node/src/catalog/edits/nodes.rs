@@ -7,7 +7,7 @@ use kv_proto::pb::admin::v1::{Action, ActionState, Node, NodeState};
 use kv_proto::pb::raft::v1::JoinRequest;
 
 use super::actions::{self, Caller};
-use super::{FORCE_NOT_DRAINED, FORCE_QUORUM, check_force, cluster, forced, refused, replica_on};
+use super::{BY_DRAIN, FORCE_NOT_DRAINED, FORCE_QUORUM, check_force, cluster, forced, refused, replica_on};
 use crate::catalog::change::Change;
 use crate::catalog::placement::Loads;
 use crate::catalog::records::{Record, RecordKey, Records, runs};
@@ -112,7 +112,8 @@ pub fn drain(
             return Err(refused(why, FORCE_QUORUM));
         }
         if records.running_action(id).is_none() {
-            let caller = Caller { now_ms, epoch: 0, force };
+            let force = [FORCE_QUORUM.to_owned(), BY_DRAIN.to_owned()];
+            let caller = Caller { now_ms, epoch: 0, force: &force };
             let action = actions::removal(shard, node_id, cluster.next_action_id, &caller);
             cluster.next_action_id += 1;
             change.put(Record::Action(action.clone())).watch(RecordKey::Shard(id));
