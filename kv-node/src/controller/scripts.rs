@@ -301,7 +301,7 @@ impl World {
         let force: Vec<String> = arguments.take_key("force").map(str::to_owned).into_iter().collect();
         let records = self.records.clone();
         match name {
-            "drain" => _ = self.edit(nodes::drain(&records, id, &force, 5).map(|(change, ..)| (change, ())))?,
+            "drain" => self.edit(nodes::drain(&records, id, &force, 5).map(|(change, ..)| (change, ())))?,
             "undrain" => _ = self.edit(nodes::undrain(&records, id, 5))?,
             "remove" => _ = self.edit(nodes::remove(&records, id, &force, self.is_up(id)))?,
             "kill" => _ = self.dead.insert(id),
