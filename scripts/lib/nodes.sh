@@ -106,6 +106,10 @@ launch() {
     pid=$!
     disown "$pid"
     printf '%d\n' "$pid" >"$dir/pid"
+    # Until the shell's copy has become the node, the process is not recognised as one.
+    until node_pid "$1" >/dev/null || ! kill -0 "$pid" 2>/dev/null; do
+        sleep 0.01
+    done
 }
 
 # Writes what node N is started with: remaining arguments say how it finds its cluster.
