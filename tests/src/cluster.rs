@@ -17,7 +17,7 @@ use crate::admin::Admin;
 use crate::http;
 use crate::logs;
 use crate::node::NodeProcess;
-use crate::settings::Settings;
+use crate::settings::{LOST_NODE, Settings};
 use crate::wait;
 
 /// From the last start until every shard has a leader; generous, since a loaded machine of two cores runs this.
@@ -167,8 +167,9 @@ impl Cluster {
         Ok(Client::builder().endpoints(self.endpoints()).timeout(CLIENT_TIMEOUT).connect().await?)
     }
 
-    /// Ends the test: stops the nodes gracefully, looks through their logs, removes everything.
+    /// Ends the test: looks through the logs, stops the nodes gracefully, looks again, removes everything.
     pub async fn finish(mut self) -> Result<()> {
+        self.no_surprises(&[])?;
         let stops = self.nodes.iter_mut().filter(|node| node.is_started()).map(|node| async {
             let number = node.number();
             let status = node.stop().await?;
@@ -176,9 +177,18 @@ impl Cluster {
             Ok(())
         });
         try_join_all(stops).await?;
+        // Nodes that stop together lose each other.
+        self.no_surprises(&LOST_NODE)?;
+        self.folder = None;
+        Ok(())
+    }
+
+    fn no_surprises(&self, also_expected: &[&str]) -> Result<()> {
+        let mut expected = self.settings.expected.clone();
+        expected.extend(also_expected.iter().map(|part| (*part).to_owned()));
         let mut surprises = Vec::new();
         for node in &self.nodes {
-            let lines = logs::unexpected(&node.log(), &self.settings.expected)?;
+            let lines = logs::unexpected(&node.log(), &expected)?;
             surprises.extend(lines.into_iter().map(|line| format!("node {}: {line}", node.number())));
         }
         if !surprises.is_empty() {
@@ -186,7 +196,6 @@ impl Cluster {
             surprises.truncate(20);
             bail!("lines of WARN or ERROR that this test does not expect:\n{}", surprises.join("\n"));
         }
-        self.folder = None;
         Ok(())
     }
 }

@@ -8,10 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// Lines of WARN and ERROR that contain none of the `expected` parts.
+/// Lines of WARN and ERROR that match none of the `expected` patterns: parts that must all be there, joined by `*`.
 pub fn unexpected(log: &Path, expected: &[String]) -> Result<Vec<String>> {
     let text = fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?;
-    let surprising = |line: &&str| is_alarming(line) && !expected.iter().any(|part| line.contains(part.as_str()));
+    let matches = |line: &str, pattern: &String| pattern.split('*').all(|part| line.contains(part));
+    let surprising = |line: &&str| is_alarming(line) && !expected.iter().any(|pattern| matches(line, pattern));
     Ok(text.lines().filter(surprising).map(str::to_owned).collect())
 }
 
@@ -54,5 +55,7 @@ mod tests {
         .unwrap();
         assert_eq!(unexpected(&log, &[]).unwrap().len(), 2);
         assert_eq!(unexpected(&log, &["is lost".to_owned()]).unwrap().len(), 1);
+        assert_eq!(unexpected(&log, &["WARN*is lost".to_owned()]).unwrap().len(), 1);
+        assert_eq!(unexpected(&log, &["ERROR*is lost".to_owned()]).unwrap().len(), 2);
     }
 }

@@ -13,7 +13,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_away_for_longer_than_the_log_is_kept_catches_up_by_snapshot() -> Result<()> {
-    let settings = Settings::default().expect_lost_nodes().line("flush_interval = \"200ms\"");
+    let settings =
+        Settings::default().expect_lost_nodes().line("flush_interval = \"200ms\"").line("log_entries_kept = 100");
     let mut cluster = Cluster::start(settings).await?;
     let load = Load { value_bytes: 512, ..Load::default() }.start(&cluster.client().await?);
     load.progress(200).await?;

@@ -1,11 +1,13 @@
 //! The command line tool against a real cluster: answers, exit codes, and what doctor names.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
 use kv_tests::node::binary;
 use kv_tests::settings::Settings;
+use kv_tests::wait;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -100,6 +102,10 @@ async fn a_keyspace_is_created_used_and_deleted() -> Result<()> {
     expect(&endpoints, &["-k", "users", "put", "a", "b"], 0).await?;
     expect(&endpoints, &["get", "a"], 1).await?;
     expect(&endpoints, &["keyspace", "delete", "users", "--yes"], 0).await?;
-    expect(&endpoints, &["-k", "users", "get", "a"], 1).await?;
+    // Nodes learn of it one after the other.
+    wait::until("every node to know", Duration::from_secs(10), || async {
+        expect(&endpoints, &["-k", "users", "get", "a"], 1).await
+    })
+    .await?;
     cluster.finish().await
 }

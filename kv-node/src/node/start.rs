@@ -300,6 +300,7 @@ fn context(
         election_max: config.election_timeout_max,
         hibernate_after: (!config.hibernate_after.is_zero()).then_some(config.hibernate_after),
         flush_interval: config.flush_interval,
+        log_entries_kept: config.log_entries_kept,
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
         ..Timing::default()
     };
