@@ -246,3 +246,6 @@ pub fn no_leader(shard: &ShardInfo) -> ServiceError {
 fn creating(why: &str) -> ServiceError {
     ServiceError::NotReady { why: why.to_owned(), retry_after: NO_LEADER_RETRY }
 }
+
+#[cfg(test)]
+mod tests;
