@@ -115,10 +115,19 @@ impl Host {
     /// Makes the replicas what the view says; what fails is left for the next time. Tells whether all succeeded.
     pub async fn reconcile(&self, view: &CatalogView) -> bool {
         let _alone = self.reconciling.lock().await;
-        let held = self.replicas.read().iter().map(|(shard, replica)| (*shard, replica.replica())).collect();
-        let steps = plan(view, self.node, &held);
-        let done = stream::iter(steps).map(|step| self.take(step)).buffer_unordered(AT_ONCE);
-        done.all(|done| async move { done }).await
+        // A replica that replaces one of another era is created in the round after that one is destroyed.
+        loop {
+            let held = self.replicas.read().iter().map(|(shard, replica)| (*shard, replica.replica())).collect();
+            let steps = plan(view, self.node, &held);
+            if steps.is_empty() {
+                return true;
+            }
+            // All of them to their end, also if one fails: half a destruction would be left otherwise.
+            let done = stream::iter(steps).map(|step| self.take(step)).buffer_unordered(AT_ONCE);
+            if done.collect::<Vec<bool>>().await.contains(&false) {
+                return false;
+            }
+        }
     }
 
     async fn take(&self, step: HostStep) -> bool {

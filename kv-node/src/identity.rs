@@ -1,7 +1,8 @@
 //! Who this node is, as its data folder remembers it.
 //!
 //! `identity.json` holds the format, the instance id drawn when the folder was created, and, once known, the cluster id
-//! and the node id; `LOCK` is held for as long as the process runs.
+//! and the node id; `LOCK` is held for as long as the process runs. `OWNER` in the folder of each engine repeats the
+//! instance id, so that an engine of another node is noticed.
 //!
 //! Invariants:
 //! - the file is replaced as a whole (written beside, synced, renamed, folder synced), never edited;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 const IDENTITY: &str = "identity.json";
 const LOCK: &str = "LOCK";
+const OWNER: &str = "OWNER";
 
 /// How far a node is on its way into a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +91,7 @@ pub enum IdentityError {
     },
     /// The folder belongs to another cluster or node.
     #[error(
-        "{path} says cluster {ours}, node {our_node}, but the cluster says {theirs}: this folder belongs elsewhere; nothing was changed"
+        "{path} says cluster {ours}, node {our_node}, but {theirs}: this folder belongs elsewhere; nothing was changed"
     )]
     Foreign {
         /// The file.
@@ -217,6 +219,29 @@ impl DataFolder {
         write_atomically(&self.identity_file(), &text)
     }
 
+    /// Makes the folder of an engine this node's own if it is new; refuses that of another node. Before it is opened.
+    pub fn claim(&self, engine: &Path, identity: &Identity) -> Result<(), IdentityError> {
+        let path = engine.join(OWNER);
+        let foreign = |theirs: String| IdentityError::Foreign {
+            path: self.identity_file(),
+            ours: identity.cluster_id.clone(),
+            our_node: identity.node(),
+            theirs,
+        };
+        if let Some(owner) = read_if_there(&path)? {
+            let ours = owner == identity.instance_id.as_bytes();
+            let owner = String::from_utf8_lossy(&owner);
+            return if ours { Ok(()) } else { Err(foreign(format!("{} says instance {owner}", path.display()))) };
+        }
+        fs::create_dir_all(engine).map_err(fail(engine, "create"))?;
+        let mut content = fs::read_dir(engine).map_err(fail(engine, "read"))?;
+        // A crash may have left the folder, or the file that was to become OWNER.
+        if content.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with(OWNER))) {
+            return Err(IdentityError::Missing { path, found: "data of an engine".to_owned() });
+        }
+        write_atomically(&path, identity.instance_id.as_bytes())
+    }
+
     fn leftover(&self) -> Result<Option<String>, IdentityError> {
         for part in [self.log_dir(), self.data_dir(), self.catalog_file()] {
             if part.try_exists().map_err(fail(&part, "look at"))? {
@@ -294,6 +319,23 @@ mod tests {
             assert!(error.contains(IDENTITY), "{error}");
             assert_eq!(fs::read_to_string(folder.identity_file()).unwrap(), damage);
         }
+    }
+
+    #[test]
+    fn an_engine_of_another_node_is_refused_and_a_claim_may_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let [ours, theirs] = [1, 2].map(|node| Identity::create(Stage::Member, random_id(), NodeId(node)));
+        let engine = folder.log_dir();
+        folder.claim(&engine, &ours).unwrap();
+        folder.claim(&engine, &ours).unwrap();
+        let error = folder.claim(&engine, &theirs).unwrap_err().to_string();
+        assert!(error.contains("log/OWNER"), "{error}");
+        fs::remove_file(engine.join(OWNER)).unwrap();
+        folder.claim(&engine, &ours).unwrap();
+        fs::remove_file(engine.join(OWNER)).unwrap();
+        fs::write(engine.join("000004.log"), "entries").unwrap();
+        assert!(matches!(folder.claim(&engine, &ours), Err(IdentityError::Missing { .. })));
     }
 
     #[test]

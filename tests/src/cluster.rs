@@ -17,7 +17,7 @@ use crate::admin::Admin;
 use crate::http;
 use crate::logs;
 use crate::node::NodeProcess;
-use crate::settings::{LOST_NODE, Settings};
+use crate::settings::{ENDED_REPLICA, Settings};
 use crate::wait;
 
 /// From the last start until every shard has a leader; generous, since a loaded machine of two cores runs this.
@@ -177,8 +177,7 @@ impl Cluster {
             Ok(())
         });
         try_join_all(stops).await?;
-        // Nodes that stop together lose each other.
-        self.no_surprises(&LOST_NODE)?;
+        self.no_surprises(&ENDED_REPLICA)?;
         self.folder = None;
         Ok(())
     }

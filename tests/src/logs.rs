@@ -26,9 +26,14 @@ fn is_alarming(line: &str) -> bool {
     if line.trim().is_empty() {
         return false;
     }
-    let level = serde_json::from_str::<serde_json::Value>(line).ok();
-    let level = level.as_ref().and_then(|line| line.get("level")?.as_str());
-    !matches!(level, Some("INFO" | "DEBUG" | "TRACE"))
+    let line = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
+    let field = |name| line.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    match field("level") {
+        "INFO" | "DEBUG" | "TRACE" => false,
+        // The library warns of every message that it could not deliver.
+        "WARN" => !field("target").starts_with("openraft::"),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
@@ -41,6 +46,8 @@ mod tests {
         assert!(is_alarming(r#"{"timestamp":"t","level":"WARN","message":"hm"}"#));
         assert!(is_alarming(r#"{"timestamp":"t","level":"ERROR","message":"no"}"#));
         assert!(is_alarming("thread 'main' panicked at src/main.rs"));
+        assert!(!is_alarming(r#"{"level":"WARN","message":"unreachable","target":"openraft::replication"}"#));
+        assert!(is_alarming(r#"{"level":"ERROR","message":"damaged","target":"openraft::replication"}"#));
         assert!(!is_alarming(""));
     }
 

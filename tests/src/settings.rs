@@ -48,12 +48,17 @@ impl Settings {
         self
     }
 
-    /// For a test that takes nodes away: what the others say about it.
+    /// For a test that takes nodes or replicas away: what is said about it.
     #[must_use]
     pub fn expect_lost_nodes(self) -> Self {
-        LOST_NODE.iter().fold(self, |settings, part| settings.expect(*part))
+        ENDED_REPLICA.iter().fold(self, |settings, part| settings.expect(*part))
     }
 }
 
-/// What nodes say when another is gone or slow. The library names every message it could not deliver.
-pub(crate) const LOST_NODE: [&str; 1] = ["\"level\":\"WARN\"*\"target\":\"openraft::"];
+/// What the library says when a replica ends while others still talk to it, or it to them.
+pub(crate) const ENDED_REPLICA: [&str; 4] = [
+    "recv_msg: error: raft stopped*openraft::raft::raft_inner",
+    "failed to receive from RaftCore: None*openraft::raft::raft_inner",
+    "failed to send RaftMsg to RaftCore*openraft::raft::raft_inner",
+    "to RaftCore; when:(send HeartbeatProgress)*openraft::core::heartbeat::worker",
+];

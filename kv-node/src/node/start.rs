@@ -118,6 +118,9 @@ impl Node {
             identity = enter(&folder, identity, &config, &peers, &current, &cancel).await?;
         }
         starting("opening its engines");
+        for engine in [folder.log_dir(), folder.data_dir()] {
+            folder.claim(&engine, &identity)?;
+        }
         let engines = open_engines(&folder, &config, log_metrics).await?;
         let leaders = Arc::new(Leaders::default());
         let clock = Clock::new(config.clock_offset_max);
@@ -238,7 +241,7 @@ fn check_catalog(folder: &DataFolder, identity: &Identity, current: &CurrentCata
         path: folder.identity_file(),
         ours: identity.cluster_id.clone(),
         our_node: identity.node(),
-        theirs: format!("cluster {} in {}", view.cluster_id(), folder.catalog_file().display()),
+        theirs: format!("the cluster is {} in {}", view.cluster_id(), folder.catalog_file().display()),
     }))
 }
 
