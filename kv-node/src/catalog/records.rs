@@ -195,6 +195,7 @@ impl Records {
             keyspaces: self.keyspaces.values().cloned().collect(),
             shards: self.shards.values().cloned().collect(),
             actions: self.actions.values().cloned().collect(),
+            next_shard_id: cluster.next_shard_id,
         }
     }
 

@@ -249,7 +249,7 @@ impl Plan<'_> {
     /// Whether the drain of a node was forced to do with fewer replicas.
     fn was_forced(&self, node: u64) -> bool {
         let forced =
-            |action: &Action| action.from_node_id == node && action.forced.iter().any(|name| name == FORCE_QUORUM);
+            |action: &Action| action.from_node_id == node && action.forced.iter().any(|name| name == BY_DRAIN);
         self.state(node) == NodeState::Draining && self.records.actions.values().any(forced)
     }
 

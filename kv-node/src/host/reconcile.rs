@@ -63,9 +63,9 @@ fn is_dropped(view: &CatalogView, shard: ShardId, replica: ReplicaId) -> bool {
             let names = info.descriptor.replicas.iter().any(|known| known.replica_id == replica.0);
             !names && replica.0 < info.descriptor.next_replica_id
         }
-        // A shard is created from a view that names it, and views never go back: it was deleted. The catalog's own
-        // shard is there before any view is.
-        None => shard != SYSTEM_SHARD,
+        // Deleted, unless the view is older than the shard: views never go back, but a node that lost the file of its
+        // last one begins with whatever it is told first. The catalog's own shard is there before any view is.
+        None => shard != SYSTEM_SHARD && shard.0 < view.catalog().next_shard_id,
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
             creating,
             ..Default::default()
         };
-        CatalogView::new(Catalog { format: 1, version: 1, shards: vec![shard], ..Default::default() }).unwrap()
+        CatalogView::new(Catalog { format: 1, version: 1, shards: vec![shard], next_shard_id: 10, ..Default::default() }).unwrap()
     }
 
     fn held(shard: u64, replica: u64) -> BTreeMap<ShardId, ReplicaId> {
@@ -119,6 +119,7 @@ mod tests {
     fn replicas_of_deleted_shards_go_but_never_the_catalogs_own() {
         let gone = [HostStep::Destroy { shard: ShardId(9), replica: ReplicaId(1) }];
         assert_eq!(plan(&view(&[], 1, false), NodeId(1), &held(9, 1)), gone);
+        assert_eq!(plan(&view(&[], 1, false), NodeId(1), &held(10, 1)), [], "the view is older than the shard");
         assert_eq!(plan(&view(&[], 1, false), NodeId(1), &held(1, 1)), []);
         assert_eq!(plan(&CatalogView::default(), NodeId(1), &held(9, 1)), []);
     }
