@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use kv_client::connection::{ConnectionOptions, NodePool};
 use kv_proto::errors::ServiceError;
-use kv_proto::ids::NodeId;
+use kv_proto::ids::{NodeId, SYSTEM_SHARD};
 use kv_raft::clock::Clock;
 use kv_raft::data_engine::{DataEngine, DataOptions, OpenError as DataOpenError};
 use kv_raft::log_store::{LogEngine, LogMetrics, LogOptions, OpenError as LogOpenError};
@@ -192,7 +192,9 @@ async fn announce(shared: Arc<NodeShared>, cancel: CancellationToken) {
         })
     };
     let mut version = shared.current.watch();
-    while shared.view.load().version() == 0 {
+    // A node that lost its last view and holds nothing of shard 1 knows nobody to ask but the members it once joined by.
+    let asks_seeds = || shared.host.replica(SYSTEM_SHARD).is_none() && !shared.config.join.is_empty();
+    while shared.view.load().version() == 0 && !asks_seeds() {
         if cancel.run_until_cancelled(version.changed()).await.is_none() {
             return;
         }
@@ -203,10 +205,15 @@ async fn announce(shared: Arc<NodeShared>, cancel: CancellationToken) {
     let addresses: Vec<String> = {
         let view = shared.view.load();
         let own = [shared.config.advertise.clone()];
-        view.members().map(|node| node.address.clone()).chain(own).collect()
+        view.members().map(|node| node.address.clone()).chain(shared.config.join.iter().cloned()).chain(own).collect()
     };
     match join::join(&shared.peers, &addresses, &shared.identity, &shared.config, &cancel).await {
-        Ok(_) => tracing::info!(address = shared.config.advertise, "the cluster knows this node's address"),
+        Ok(answer) => {
+            if let Some(catalog) = answer.catalog {
+                shared.current.publish(catalog).await;
+            }
+            tracing::info!(address = shared.config.advertise, "the cluster knows this node's address");
+        }
         Err(JoinError::Stopped) => {}
         Err(JoinError::Refused(error)) => tracing::error!(%error, "the cluster refuses this node"),
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
-use kv_proto::pb::admin::v1::ReplicaStatus;
+use kv_proto::pb::admin::v1::{Node, ReplicaStatus};
 use kv_proto::pb::raft::v1::peer_service_server::PeerService;
 use kv_proto::pb::raft::v1::replica_step_request::Step;
 use kv_proto::pb::raft::v1::{
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::catalog::edits::nodes;
+use crate::catalog::view::is_member;
 use crate::catalog::{CatalogView, ShardInfo};
 use crate::controller::run::now_ms;
 use crate::editor::{EditError, Place};
@@ -69,6 +70,7 @@ impl PeerApi {
                 Place::Here => {
                     let decide = |records: &crate::catalog::Records| {
                         let (change, node) = nodes::join(records, request, now_ms())?;
+                        self.check_vacant(records, &node)?;
                         let after = change.applied_to(records, kv_proto::timestamp::Timestamp(0));
                         Ok((change, (node, after.to_catalog())))
                     };
@@ -94,6 +96,19 @@ impl PeerApi {
                 }
             }
         }
+    }
+
+    /// Whoever takes the place of a node makes it lost: not while that one is heard of, which tells of one address
+    /// given twice. A node that was wiped and started again falls silent within a second.
+    fn check_vacant(&self, records: &crate::catalog::Records, joins: &Node) -> Result<(), ServiceError> {
+        let transport = self.shared.host.context().transport();
+        let lives = |node: &&Node| {
+            let is_other = node.node_id != joins.node_id && node.address == joins.address && is_member(node);
+            is_other && transport.alive(NodeId(node.node_id))
+        };
+        let Some(other) = records.nodes.values().find(lives) else { return Ok(()) };
+        let why = format!("it is not let in: node {} at its address {} is alive", other.node_id, other.address);
+        Err(ServiceError::NotReady { why, retry_after: PATIENCE })
     }
 
     async fn newer(&self, request: &FetchCatalogRequest) -> Result<FetchCatalogResponse, ServiceError> {
