@@ -4,7 +4,12 @@
 //! then does not make the other shards remember replies for it. A write keeps the lane it began in, also when its key
 //! has moved to another shard meanwhile, because the session moves with the key.
 //!
-//! Invariants: a sequence is given once; the lowest unfinished sequence never passes a write that is still awaited.
+//! A shard remembers a bounded number of replies for one client id. While one write waits for long, those begun after it
+//! finish and must be remembered all the same; before they would push the waiting one out, the lane goes on under a new
+//! client id.
+//!
+//! Invariants: a sequence is given once; the lowest unfinished sequence never passes a write that is still awaited; a
+//! window is never longer than [`WINDOW_MAX`].
 //!
 //! Not here: when a write is sent again (retry).
 
@@ -16,9 +21,18 @@ use kv_proto::ids::{ClientId, Sequence};
 use kv_proto::pb::v1::Session;
 use parking_lot::Mutex;
 
-/// A client id and its sequence.
+/// Writes from the lowest unfinished one to the newest: half of the replies that a shard remembers for one client id.
+const WINDOW_MAX: usize = 4096;
+
+/// Numbers for the writes of one route.
 #[derive(Debug)]
 pub(crate) struct Lane {
+    current: Mutex<Arc<Numbers>>,
+}
+
+/// A client id and its sequence.
+#[derive(Debug)]
+struct Numbers {
     client: ClientId,
     window: Mutex<Window>,
 }
@@ -32,16 +46,35 @@ struct Window {
 
 impl Lane {
     pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { current: Mutex::new(Numbers::new()) })
+    }
+
+    /// The next write.
+    pub(crate) fn begin(&self) -> Write {
+        let mut current = self.current.lock();
+        let next = current.next().unwrap_or_else(|| {
+            *current = Numbers::new();
+            current.next().expect("new numbers have none in their window")
+        });
+        Write { numbers: current.clone(), sequence: next }
+    }
+}
+
+impl Numbers {
+    fn new() -> Arc<Self> {
         let window = Mutex::new(Window { lowest: 1, finished: VecDeque::new() });
         Arc::new(Self { client: ClientId(rand::random()), window })
     }
 
-    /// The next write.
-    pub(crate) fn begin(self: &Arc<Self>) -> Write {
+    /// The next sequence; None if the window is full.
+    fn next(&self) -> Option<Sequence> {
         let mut window = self.window.lock();
+        if window.finished.len() >= WINDOW_MAX {
+            return None;
+        }
         let sequence = window.lowest + u64::try_from(window.finished.len()).expect("a length fits 64 bits");
         window.finished.push_back(false);
-        Write { lane: self.clone(), sequence: Sequence(sequence) }
+        Some(Sequence(sequence))
     }
 
     fn finish(&self, sequence: Sequence) {
@@ -58,7 +91,7 @@ impl Lane {
 /// A write that is awaited. It is finished when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Write {
-    lane: Arc<Lane>,
+    numbers: Arc<Numbers>,
     sequence: Sequence,
 }
 
@@ -66,16 +99,16 @@ impl Write {
     /// For one attempt.
     pub(crate) fn session(&self) -> Session {
         Session {
-            client_id: Bytes::copy_from_slice(&self.lane.client.to_bytes()),
+            client_id: Bytes::copy_from_slice(&self.numbers.client.to_bytes()),
             sequence: self.sequence.0,
-            lowest_unfinished: self.lane.window.lock().lowest,
+            lowest_unfinished: self.numbers.window.lock().lowest,
         }
     }
 }
 
 impl Drop for Write {
     fn drop(&mut self) {
-        self.lane.finish(self.sequence);
+        self.numbers.finish(self.sequence);
     }
 }
 
@@ -95,5 +128,19 @@ mod tests {
         drop(third);
         let fourth = lane.begin().session();
         assert_eq!((fourth.sequence, fourth.lowest_unfinished), (4, 4));
+    }
+
+    #[test]
+    fn a_write_that_waits_for_long_is_not_pushed_out_by_those_after_it() {
+        let lane = Lane::new();
+        let waiting = lane.begin();
+        for _ in 1..WINDOW_MAX {
+            drop(lane.begin());
+        }
+        let (before, after) = (waiting.session(), lane.begin().session());
+        assert_eq!((before.sequence, before.lowest_unfinished), (1, 1));
+        assert_eq!((after.sequence, after.lowest_unfinished), (1, 1));
+        assert_ne!(before.client_id, after.client_id);
+        assert_eq!(waiting.session(), before, "a write keeps its number");
     }
 }
