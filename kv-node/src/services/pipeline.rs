@@ -33,7 +33,7 @@ pub const MESSAGES_UNSENT: usize = 2;
 /// Replies gathered into one message end here; one more may be as large as a page.
 const GATHERED_BYTES: usize = 1 << 20;
 
-/// With this many bytes of replies waiting to be sent, nothing more is read.
+/// With this many bytes of replies waiting to be sent, nothing more is read and no call goes on.
 const UNSENT_BYTES: usize = 4 << 20;
 
 /// A client that takes no message for this long is taken for dead.
@@ -95,8 +95,11 @@ pub async fn run<F>(
     let mut ready = Ready::default();
     let mut open = true;
     loop {
-        // Everything that is done by now goes into one message.
-        while let Some(Some((reply, bytes))) = running.next().now_or_never() {
+        // Everything that is done by now goes into one message. Beyond the bound calls stand still, so that those in
+        // flight do not all read their values for a client that takes none.
+        while ready.bytes < UNSENT_BYTES
+            && let Some(Some((reply, bytes))) = running.next().now_or_never()
+        {
             running_bytes -= bytes;
             ready.push(reply);
         }
@@ -113,7 +116,7 @@ pub async fn run<F>(
         let room = running.len() < limits.calls && running_bytes < limits.bytes && ready.bytes < UNSENT_BYTES;
         let unsent = !ready.replies.is_empty();
         tokio::select! {
-            Some((reply, bytes)) = running.next() => {
+            Some((reply, bytes)) = running.next(), if ready.bytes < UNSENT_BYTES => {
                 running_bytes -= bytes;
                 ready.push(reply);
             }
