@@ -134,8 +134,25 @@ impl Plan<'_> {
     }
 
     fn go_on(&self) -> Vec<Step> {
-        let running = self.records.actions.values().filter(|action| runs(action)).take(ACTIONS_MAX);
+        let mut places = ACTIONS_MAX;
+        let mut has_place = |action: &&Action| {
+            let takes = usize::from(self.takes_a_place(action));
+            let has = takes <= places;
+            places = places.saturating_sub(takes);
+            has
+        };
+        let running = self.records.actions.values().filter(|action| runs(action)).filter(|action| has_place(action));
         running.filter_map(|action| actions::next(self.records, self.observed, action)).collect()
+    }
+
+    /// Whether an action counts as going on. One that waits for a node or a leader that does not answer copies nothing,
+    /// and must not keep others from going on for as long as that lasts.
+    fn takes_a_place(&self, action: &Action) -> bool {
+        let answers = |node: &u64| *node == 0 || self.observed.alive.contains(node);
+        runs(action)
+            && self.observed.groups.contains_key(&action.shard_id)
+            && answers(&action.to_node_id)
+            && action.voter_node_ids.iter().all(answers)
     }
 
     /// What a cancelled action left behind.
@@ -186,7 +203,8 @@ impl Plan<'_> {
     /// New actions: all in one change, since each takes a number from the same counter.
     fn begin(&self) -> Option<Step> {
         let mut cluster = self.records.cluster.clone()?;
-        let mut free = ACTIONS_MAX.saturating_sub(self.records.actions.values().filter(|action| runs(action)).count());
+        let mut free = ACTIONS_MAX
+            .saturating_sub(self.records.actions.values().filter(|action| self.takes_a_place(action)).count());
         let mut loads = Loads::of(self.records).only(|node| self.observed.alive.contains(&node));
         let mut change = Change::default();
         for shard in self.idle_shards() {
@@ -248,8 +266,7 @@ impl Plan<'_> {
 
     /// Whether the drain of a node was forced to do with fewer replicas.
     fn was_forced(&self, node: u64) -> bool {
-        let forced =
-            |action: &Action| action.from_node_id == node && action.forced.iter().any(|name| name == BY_DRAIN);
+        let forced = |action: &Action| action.from_node_id == node && action.forced.iter().any(|name| name == BY_DRAIN);
         self.state(node) == NodeState::Draining && self.records.actions.values().any(forced)
     }
 

@@ -90,7 +90,14 @@ mod tests {
             creating,
             ..Default::default()
         };
-        CatalogView::new(Catalog { format: 1, version: 1, shards: vec![shard], next_shard_id: 10, ..Default::default() }).unwrap()
+        CatalogView::new(Catalog {
+            format: 1,
+            version: 1,
+            shards: vec![shard],
+            next_shard_id: 10,
+            ..Default::default()
+        })
+        .unwrap()
     }
 
     fn held(shard: u64, replica: u64) -> BTreeMap<ShardId, ReplicaId> {

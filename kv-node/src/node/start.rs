@@ -5,12 +5,14 @@
 //!
 //! Not here: the opposite order (node).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kv_client::connection::{ConnectionOptions, NodePool};
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::{NodeId, SYSTEM_SHARD};
+use kv_proto::pb::admin::v1::{Replica, ReplicaRole};
 use kv_raft::clock::Clock;
 use kv_raft::data_engine::{DataEngine, DataOptions, OpenError as DataOpenError};
 use kv_raft::log_store::{LogEngine, LogMetrics, LogOptions, OpenError as LogOpenError};
@@ -27,8 +29,8 @@ use super::shared::NodeShared;
 use super::{Node, Owned};
 use crate::admission::Admission;
 use crate::bootstrap::{self, BootstrapError, FIRST_NODE};
-use crate::catalog::Leaders;
 use crate::catalog::current::CurrentCatalog;
+use crate::catalog::{Leaders, ShardInfo};
 use crate::config::Config;
 use crate::controller::run::Controller;
 use crate::editor::Editor;
@@ -111,6 +113,7 @@ impl Node {
         let mut identity = identity(&folder, &config)?;
         let current = Arc::new(CurrentCatalog::open(folder.catalog_file())?);
         check_catalog(&folder, &identity, &current)?;
+        check_engines(&folder, &identity, &current)?;
         let pool = NodePool::new(ConnectionOptions::default());
         let peers = Peers::new(pool.clone(), Arc::clone(current.view()));
         if identity.stage == Stage::Joining {
@@ -250,6 +253,27 @@ fn check_catalog(folder: &DataFolder, identity: &Identity, current: &CurrentCata
         our_node: identity.node(),
         theirs: format!("the cluster is {} in {}", view.cluster_id(), folder.catalog_file().display()),
     }))
+}
+
+/// Refuses a folder that lost an engine: a voter that forgot its votes or its log would help to forget writes that were
+/// acknowledged. The log is made first, so only the data may be missing after a start that was cut short; and a node that
+/// never ran its engines is no voter.
+fn check_engines(folder: &DataFolder, identity: &Identity, current: &CurrentCatalog) -> Result<(), StartError> {
+    let is_there = |engine: PathBuf| std::fs::read_dir(engine).is_ok_and(|mut files| files.next().is_some());
+    let (log, data) = (is_there(folder.log_dir()), is_there(folder.data_dir()));
+    let view = current.load();
+    let is_voter = |shard: &Arc<ShardInfo>| {
+        let votes = |replica: &Replica| replica.node_id == identity.node().0 && replica.role() == ReplicaRole::Voter;
+        !shard.descriptor.creating && shard.descriptor.replicas.iter().any(votes)
+    };
+    let is_known = identity.stage == Stage::Member && view.shards().any(is_voter);
+    let missing = |path: PathBuf, found: &str| Err(IdentityError::Missing { path, found: found.to_owned() }.into());
+    match (log, data) {
+        (false, true) => missing(folder.log_dir(), "the data that was applied from it"),
+        (false, false) if is_known => missing(folder.log_dir(), "a catalog that names replicas on this node"),
+        (true, false) if is_known => missing(folder.data_dir(), "a catalog that names replicas on this node"),
+        (_, _) => Ok(()),
+    }
 }
 
 async fn enter(
