@@ -233,12 +233,15 @@ impl DataFolder {
             let owner = String::from_utf8_lossy(&owner);
             return if ours { Ok(()) } else { Err(foreign(format!("{} says instance {owner}", path.display()))) };
         }
-        fs::create_dir_all(engine).map_err(fail(engine, "create"))?;
-        let mut content = fs::read_dir(engine).map_err(fail(engine, "read"))?;
-        // A crash may have left the folder, or the file that was to become OWNER.
-        if content.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with(OWNER))) {
-            return Err(IdentityError::Missing { path, found: "data of an engine".to_owned() });
+        // Both engines are claimed before either is opened. A replica that lost its log or its data alone would go on
+        // under its old id without the votes it cast and the writes it acknowledged.
+        for part in [self.log_dir(), self.data_dir()] {
+            if is_used(&part)? {
+                let found = format!("data of an engine in {}", part.display());
+                return Err(IdentityError::Missing { path, found });
+            }
         }
+        fs::create_dir_all(engine).map_err(fail(engine, "create"))?;
         write_atomically(&path, identity.instance_id.as_bytes())
     }
 
@@ -249,6 +252,18 @@ impl DataFolder {
             }
         }
         Ok(None)
+    }
+}
+
+/// Whether an engine was opened in this folder. A crash may have left the folder itself, or the file that was to become
+/// OWNER.
+fn is_used(engine: &Path) -> Result<bool, IdentityError> {
+    match fs::read_dir(engine) {
+        Ok(mut content) => {
+            Ok(content.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with(OWNER))))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fail(engine, "read")(error)),
     }
 }
 
@@ -336,6 +351,22 @@ mod tests {
         fs::remove_file(engine.join(OWNER)).unwrap();
         fs::write(engine.join("000004.log"), "entries").unwrap();
         assert!(matches!(folder.claim(&engine, &ours), Err(IdentityError::Missing { .. })));
+    }
+
+    #[test]
+    fn an_engine_that_vanished_beside_the_other_is_not_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let ours = Identity::create(Stage::Member, random_id(), NodeId(1));
+        let engines = [folder.log_dir(), folder.data_dir()];
+        engines.iter().for_each(|engine| folder.claim(engine, &ours).unwrap());
+        for (lost, left) in [(&engines[0], &engines[1]), (&engines[1], &engines[0])] {
+            fs::write(left.join("CURRENT"), "manifest").unwrap();
+            fs::remove_dir_all(lost).unwrap();
+            assert!(matches!(folder.claim(lost, &ours), Err(IdentityError::Missing { .. })));
+            fs::remove_file(left.join("CURRENT")).unwrap();
+            folder.claim(lost, &ours).unwrap();
+        }
     }
 
     #[test]
