@@ -38,6 +38,7 @@ pub async fn follow_catalog(shared: Arc<NodeShared>, changed: Arc<Notify>, cance
     let mut applied = None;
     let mut turn: usize = 0;
     while !cancel.is_cancelled() {
+        shared.readiness.set("catalog", knowledge(&shared));
         let is_local = shared.host.replica(SYSTEM_SHARD).is_some();
         let pause = if is_local {
             read_local(&shared, &mut applied).await;
@@ -52,6 +53,19 @@ pub async fn follow_catalog(shared: Arc<NodeShared>, changed: Arc<Notify>, cance
             () = changed.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Without a catalog no request can be routed; without membership all are sent on.
+fn knowledge(shared: &NodeShared) -> Check {
+    let view = shared.view.load();
+    if view.version() == 0 {
+        return Check::Failed("it knows no catalog yet".to_owned());
+    }
+    if view.members().any(|node| node.node_id == shared.node().0) {
+        Check::Passed
+    } else {
+        Check::Warned("this node is no longer a member of the cluster".to_owned())
     }
 }
 

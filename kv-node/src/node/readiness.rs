@@ -31,6 +31,11 @@ impl Readiness {
         self.checks.write().insert(name, check);
     }
 
+    /// Sets how a check stands that nobody has said anything of yet.
+    pub fn set_if_new(&self, name: &'static str, check: Check) {
+        self.checks.write().entry(name).or_insert(check);
+    }
+
     /// Whether every check passes and there is one at all.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -160,6 +160,9 @@ impl Node {
             Self { transport, _folder: folder, controller: Owned::default(), background: Owned::default(), shared };
         node.begin(changed);
         tracing::info!(node = %node.shared.node(), cluster = node.shared.cluster_id(), "node started");
+        for name in ["clock", "disk"] {
+            readiness.set_if_new(name, Check::Passed);
+        }
         readiness.set("node", Check::Passed);
         Ok(node)
     }
