@@ -56,12 +56,17 @@ impl Replica {
         if !self.is_hibernated() {
             return false;
         }
-        let Some(slept) = self.asleep.lock().take() else { return false };
-        self.hibernated.store(false, Ordering::SeqCst);
-        self.noticed();
+        let slept = {
+            let mut slot = self.asleep.lock();
+            let Some(slept) = slot.take() else { return false };
+            // All of it under the lock: it must not mix with falling asleep again.
+            self.hibernated.store(false, Ordering::SeqCst);
+            self.noticed();
+            self.resume();
+            slept
+        };
         self.context.metrics.wakes.inc();
         tracing::debug!(shard = %self.shard, replica = %self.replica, leads = slept.leads, "woke");
-        self.resume();
         if slept.leads
             && let Some(replica) = self.arc()
         {
