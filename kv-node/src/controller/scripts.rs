@@ -303,7 +303,7 @@ impl World {
         match name {
             "drain" => self.edit(nodes::drain(&records, id, &force, 5).map(|(change, ..)| (change, ())))?,
             "undrain" => _ = self.edit(nodes::undrain(&records, id, 5))?,
-            "remove" => _ = self.edit(nodes::remove(&records, id, &force, self.is_up(id)))?,
+            "remove" => _ = self.edit(nodes::remove(&records, id, &force, |node| self.is_up(node)))?,
             "kill" => _ = self.dead.insert(id),
             "start" => _ = self.dead.remove(&id),
             "slow" => _ = self.slow.insert(id),

@@ -258,25 +258,20 @@ fn check_catalog(folder: &DataFolder, identity: &Identity, current: &CurrentCata
     }))
 }
 
-/// Refuses a folder that lost an engine: a voter that forgot its votes or its log would help to forget writes that were
-/// acknowledged. The log is made first, so only the data may be missing after a start that was cut short; and a node that
-/// never ran its engines is no voter.
+/// Refuses a folder that lost both of its engines: a voter that forgot its votes and its log would help to forget writes
+/// that were acknowledged. A node that never ran its engines is no voter.
 fn check_engines(folder: &DataFolder, identity: &Identity, current: &CurrentCatalog) -> Result<(), StartError> {
     let is_there = |engine: PathBuf| std::fs::read_dir(engine).is_ok_and(|mut files| files.next().is_some());
-    let (log, data) = (is_there(folder.log_dir()), is_there(folder.data_dir()));
     let view = current.load();
     let is_voter = |shard: &Arc<ShardInfo>| {
         let votes = |replica: &Replica| replica.node_id == identity.node().0 && replica.role() == ReplicaRole::Voter;
         !shard.descriptor.creating && shard.descriptor.replicas.iter().any(votes)
     };
-    let is_known = identity.stage == Stage::Member && view.shards().any(is_voter);
-    let missing = |path: PathBuf, found: &str| Err(IdentityError::Missing { path, found: found.to_owned() }.into());
-    match (log, data) {
-        (false, true) => missing(folder.log_dir(), "the data that was applied from it"),
-        (false, false) if is_known => missing(folder.log_dir(), "a catalog that names replicas on this node"),
-        (true, false) if is_known => missing(folder.data_dir(), "a catalog that names replicas on this node"),
-        (_, _) => Ok(()),
+    if is_there(folder.log_dir()) || is_there(folder.data_dir()) || !view.shards().any(is_voter) {
+        return Ok(());
     }
+    let found = format!("a catalog with voters on this node in {}", folder.catalog_file().display());
+    Err(IdentityError::Missing { path: folder.log_dir(), found }.into())
 }
 
 async fn enter(

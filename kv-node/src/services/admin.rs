@@ -244,8 +244,7 @@ impl AdminService for AdminApi {
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
         let decide = |records: &Records, message: &RemoveNodeRequest| {
-            let alive = self.is_alive(message.node_id);
-            let (change, node) = nodes::remove(records, message.node_id, &message.force, alive)?;
+            let (change, node) = nodes::remove(records, message.node_id, &message.force, |node| self.is_alive(node))?;
             Ok((change, RemoveNodeResponse { node: Some(node) }))
         };
         at_leader!(self, request, remove_node, decide)

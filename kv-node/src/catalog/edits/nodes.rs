@@ -28,12 +28,9 @@ pub fn join(records: &Records, request: &JoinRequest, now_ms: u64) -> Result<(Ch
     let mut change = Change::default();
     let known = records.nodes.values().find(|node| node.instance_id == request.instance_id);
     let node = match known {
-        Some(node) if node.state() == NodeState::Removed => {
-            let id = node.node_id;
-            return Err(refused(
-                format!("node {id} was removed from the cluster: start it with a new data folder"),
-                "",
-            ));
+        Some(node) if matches!(node.state(), NodeState::Removed | NodeState::Lost) => {
+            let (id, state) = (node.node_id, state_name(node));
+            return Err(refused(format!("node {id} is {state}: start it with a new data folder"), ""));
         }
         Some(node) => Node {
             address: request.address.clone(),
@@ -145,7 +142,12 @@ pub fn undrain(records: &Records, node_id: u64, now_ms: u64) -> Result<(Change, 
 }
 
 /// Removes a node that holds nothing; a dead one is, if forced, declared lost first, so that its replicas are replaced.
-pub fn remove(records: &Records, node_id: u64, force: &[String], alive: bool) -> Result<(Change, Node), ServiceError> {
+pub fn remove(
+    records: &Records,
+    node_id: u64,
+    force: &[String],
+    alive: impl Fn(u64) -> bool,
+) -> Result<(Change, Node), ServiceError> {
     check_force(force, &[FORCE_NOT_DRAINED])?;
     let mut node = find(records, node_id)?.clone();
     let mut change = Change::default();
@@ -166,10 +168,10 @@ pub fn remove(records: &Records, node_id: u64, force: &[String], alive: bool) ->
                 );
                 return Err(refused(why, FORCE_NOT_DRAINED));
             }
-            if alive {
+            if alive(node_id) {
                 return Err(refused(format!("node {node_id} is alive: drain it, or stop it for good first"), ""));
             }
-            check_survival(records, node_id)?;
+            check_survival(records, node_id, alive)?;
             node.set_state(NodeState::Lost);
         }
     }
@@ -177,16 +179,17 @@ pub fn remove(records: &Records, node_id: u64, force: &[String], alive: bool) ->
     Ok((change, node))
 }
 
-/// Refuses to give up the last replica of a shard.
-fn check_survival(records: &Records, node_id: u64) -> Result<(), ServiceError> {
+/// Refuses to give up a voter that its shard needs for a majority of living ones: while the node may come back, so may
+/// the shard.
+fn check_survival(records: &Records, node_id: u64, alive: impl Fn(u64) -> bool) -> Result<(), ServiceError> {
     for shard in records.shards.values().filter(|shard| replica_on(shard, node_id).is_some()) {
-        let is_left = |id: &u64| *id != node_id && records.nodes.get(id).is_some_and(is_present);
+        let is_left = |id: &u64| *id != node_id && alive(*id) && records.nodes.get(id).is_some_and(is_present);
         let voters = super::voter_nodes(shard);
         let left = voters.iter().filter(|id| is_left(id)).count();
         if voters.contains(&node_id) && left * 2 <= voters.len() {
             let id = shard.shard_id;
             let why = format!(
-                "shard {id} would keep {left} of {} voters, which is no majority; if the node's data is really gone, see `kv-node unsafe-recover-shard`",
+                "shard {id} would keep {left} of {} voters that answer, which is no majority; if the node's data is really gone, see `kv-node unsafe-recover-shard`",
                 voters.len()
             );
             return Err(refused(why, ""));
