@@ -243,10 +243,10 @@ fn cost_table(costs: &[Cost], all: &Cost) -> Grid {
         ">ASLEEP",
         ">LEADERS",
         ">MEMORY",
-        ">PER REPLICA",
+        ">MEM/REPLICA",
         ">CPU TIME",
         ">CPU",
-        ">PER REPLICA",
+        ">CPU/REPLICA",
     ]);
     for (name, cost) in costs.iter().map(|cost| (cost.node.to_string(), cost)).chain([("all".to_owned(), all)]) {
         let nothing = || human::NOTHING.to_owned();
