@@ -9,7 +9,7 @@
 //! client id.
 //!
 //! Invariants: a sequence is given once; the lowest unfinished sequence never passes a write that is still awaited; a
-//! window is never longer than [`WINDOW_MAX`].
+//! window is never longer than [`SESSION_WINDOW_MAX`].
 //!
 //! Not here: when a write is sent again (retry).
 
@@ -18,11 +18,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_proto::ids::{ClientId, Sequence};
+use kv_proto::limits::SESSION_WINDOW_MAX;
 use kv_proto::pb::v1::Session;
 use parking_lot::Mutex;
-
-/// Writes from the lowest unfinished one to the newest: half of the replies that a shard remembers for one client id.
-const WINDOW_MAX: usize = 4096;
 
 /// Numbers for the writes of one route.
 #[derive(Debug)]
@@ -69,7 +67,7 @@ impl Numbers {
     /// The next sequence; None if the window is full.
     fn next(&self) -> Option<Sequence> {
         let mut window = self.window.lock();
-        if window.finished.len() >= WINDOW_MAX {
+        if window.finished.len() >= SESSION_WINDOW_MAX {
             return None;
         }
         let sequence = window.lowest + u64::try_from(window.finished.len()).expect("a length fits 64 bits");
@@ -134,7 +132,7 @@ mod tests {
     fn a_write_that_waits_for_long_is_not_pushed_out_by_those_after_it() {
         let lane = Lane::new();
         let waiting = lane.begin();
-        for _ in 1..WINDOW_MAX {
+        for _ in 1..SESSION_WINDOW_MAX {
             drop(lane.begin());
         }
         let (before, after) = (waiting.session(), lane.begin().session());

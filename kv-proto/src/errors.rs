@@ -153,8 +153,9 @@ pub enum ServiceError {
         /// Least time until sending again, under the same session, may help.
         retry_after: Duration,
     },
-    /// The write's sequence lies below what its client declared finished.
-    #[error("sequence {sequence} of this client is already finished: it is not applied again")]
+    /// The write's sequence lies below what its client declared finished, which may have been applied; or it was refused
+    /// before, which was not. Either way it is not applied any more.
+    #[error("sequence {sequence} of this client was finished or refused before: it is not applied any more")]
     SessionStale {
         /// As sent.
         sequence: u64,

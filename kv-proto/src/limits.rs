@@ -28,6 +28,20 @@ pub const PIPELINE_CALLS_MAX: usize = 4096;
 /// Longest time a request may wait, in milliseconds. Sessions outlive it by far, so a late retry still finds its session.
 pub const TIMEOUT_MS_MAX: u32 = 60_000;
 
+/// Most writes of one client id from the lowest unfinished one to the newest. A client that needs more at a time goes on
+/// under another id.
+pub const SESSION_WINDOW_MAX: usize = 1024;
+
+/// Replies that a shard remembers for one client id: those of a full window, and those of the window before, which the
+/// shard keeps until it hears that they are finished. Beyond it the oldest are given up.
+pub const SESSION_REPLIES_MAX: usize = 2048;
+
+/// Replies that a shard remembers for all clients together: some 10 MiB of memory.
+pub const SHARD_REPLIES_MAX: usize = 262_144;
+
+/// Clients that a shard remembers: some 15 MiB of memory.
+pub const SHARD_CLIENTS_MAX: usize = 32_768;
+
 /// Longest keyspace name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -38,6 +52,8 @@ pub const KEYSPACE_SHARDS_MAX: u32 = 1024;
 pub const HOPS_MAX: u32 = 2;
 
 const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < BATCH_BYTES_MAX, "a batch holds at least one largest entry");
+const _: () = assert!(2 * SESSION_WINDOW_MAX <= SESSION_REPLIES_MAX, "no awaited write is given up for later ones");
+const _: () = assert!(2 * SESSION_REPLIES_MAX <= SHARD_REPLIES_MAX, "one client does not take all room");
 const _: () = assert!(BATCH_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX, "a message holds a largest batch");
 const _: () =
     assert!(PAGE_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX, "a page may overshoot by one entry");

@@ -1,32 +1,54 @@
 //! The hybrid logical clock that stamps commands (Kulkarni et al., 2014).
 //!
 //! Invariants: `now` is strictly ascending; a timestamp observed from elsewhere moves the clock at most the maximum
-//! offset ahead of the wall clock, so one node with a wild clock cannot drag the others along.
+//! offset ahead of the wall clock, so one node with a wild clock cannot drag the others along; the clock runs at most
+//! the maximum offset ahead of the wall clock at start plus the time that has passed since, so a wall clock that leaps
+//! ahead does not drag it along either.
+//!
+//! Whether a leap was an error or set an error right cannot be told here, and a timestamp too far ahead is never taken
+//! back while one too far behind harms nothing: commits are ordered by the log. So after a leap (also over the time a
+//! machine was asleep) timestamps stay behind until the process starts anew.
 //!
 //! Not here: the order of commits, which is the log's (state machine: max of stamp and last commit + 1).
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kv_proto::timestamp::Timestamp;
 
-/// Where wall time comes from.
-pub trait WallClock: Send + Sync + 'static {
+/// Where time comes from.
+pub trait TimeSource: Send + Sync + 'static {
     /// Milliseconds since the Unix epoch; may jump either way.
-    fn now_millis(&self) -> u64;
+    fn wall_millis(&self) -> u64;
+    /// Milliseconds since some moment; never jumps.
+    fn elapsed_millis(&self) -> u64;
 }
 
-/// The system's wall clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SystemClock;
+/// The system's clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock(Instant);
 
-impl WallClock for SystemClock {
-    fn now_millis(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self(Instant::now())
     }
+}
+
+impl TimeSource for SystemClock {
+    fn wall_millis(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        millis(since)
+    }
+
+    fn elapsed_millis(&self) -> u64 {
+        millis(self.0.elapsed())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A timestamp too far ahead of this node's wall clock to be followed.
@@ -42,30 +64,33 @@ pub struct TooFarAhead {
 /// A node's clock; clones share it.
 #[derive(Clone)]
 pub struct Clock {
-    wall: Arc<dyn WallClock>,
+    source: Arc<dyn TimeSource>,
+    /// What the wall clock said when `source` had counted nothing yet.
+    origin_ms: u64,
     /// Invariant: never decreases.
     last: Arc<AtomicU64>,
     max_offset_ms: u64,
 }
 
 impl Clock {
-    /// A clock over the system's wall clock.
+    /// A clock over the system's clocks.
     #[must_use]
     pub fn new(max_offset: Duration) -> Self {
-        Self::with_wall(Arc::new(SystemClock), max_offset)
+        Self::with_source(Arc::new(SystemClock::default()), max_offset)
     }
 
-    /// A clock over any source of wall time.
+    /// A clock over any source of time.
     #[must_use]
-    pub fn with_wall(wall: Arc<dyn WallClock>, max_offset: Duration) -> Self {
-        let max_offset_ms = u64::try_from(max_offset.as_millis()).unwrap_or(u64::MAX);
-        Self { wall, last: Arc::default(), max_offset_ms }
+    pub fn with_source(source: Arc<dyn TimeSource>, max_offset: Duration) -> Self {
+        let origin_ms = source.wall_millis().saturating_sub(source.elapsed_millis());
+        Self { source, origin_ms, last: Arc::default(), max_offset_ms: millis(max_offset) }
     }
 
-    /// A timestamp after every one this clock gave or observed.
+    /// A timestamp after every one this clock gave or observed. It is never further ahead of the wall clock at start plus
+    /// the time since than the maximum offset, unless more than 65,536 are drawn within a millisecond.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let wall = Timestamp::from_millis(self.wall.now_millis()).0;
+        let wall = Timestamp::from_millis(self.source.wall_millis().min(self.ceiling_ms())).0;
         let advance = |last: u64| wall.max(last.saturating_add(1));
         let update = self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(advance(last)));
         Timestamp(advance(update.unwrap_or_else(|last| last)))
@@ -73,7 +98,8 @@ impl Clock {
 
     /// Moves the clock past a timestamp of another node; refuses one beyond the maximum offset and stays as it is.
     pub fn observe(&self, other: Timestamp) -> Result<(), TooFarAhead> {
-        let ahead_ms = other.millis().saturating_sub(self.wall.now_millis());
+        let trusted_ms = self.source.wall_millis().min(self.steady_ms());
+        let ahead_ms = other.millis().saturating_sub(trusted_ms);
         if ahead_ms > self.max_offset_ms {
             return Err(TooFarAhead { ahead_ms, max_ms: self.max_offset_ms });
         }
@@ -81,10 +107,19 @@ impl Clock {
         Ok(())
     }
 
+    /// What the wall clock would say had it never been set since the start.
+    fn steady_ms(&self) -> u64 {
+        self.origin_ms.saturating_add(self.source.elapsed_millis())
+    }
+
+    fn ceiling_ms(&self) -> u64 {
+        self.steady_ms().saturating_add(self.max_offset_ms)
+    }
+
     /// The wall clock as it is, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn wall_millis(&self) -> u64 {
-        self.wall.now_millis()
+        self.source.wall_millis()
     }
 }
 
@@ -98,18 +133,37 @@ impl fmt::Debug for Clock {
 mod tests {
     use super::*;
 
-    #[derive(Default)]
-    struct Hand(AtomicU64);
+    struct Hand {
+        wall: AtomicU64,
+        elapsed: AtomicU64,
+    }
 
-    impl WallClock for Hand {
-        fn now_millis(&self) -> u64 {
-            self.0.load(Ordering::SeqCst)
+    impl Hand {
+        /// Both clocks run.
+        fn pass(&self, millis: u64) {
+            self.wall.fetch_add(millis, Ordering::SeqCst);
+            self.elapsed.fetch_add(millis, Ordering::SeqCst);
+        }
+
+        fn set(&self, wall: u64) {
+            self.wall.store(wall, Ordering::SeqCst);
+        }
+    }
+
+    impl TimeSource for Hand {
+        fn wall_millis(&self) -> u64 {
+            self.wall.load(Ordering::SeqCst)
+        }
+
+        fn elapsed_millis(&self) -> u64 {
+            self.elapsed.load(Ordering::SeqCst)
         }
     }
 
     fn clock() -> (Arc<Hand>, Clock) {
-        let hand = Arc::new(Hand(AtomicU64::new(1000)));
-        (Arc::clone(&hand), Clock::with_wall(hand, Duration::from_millis(500)))
+        let hand = Arc::new(Hand { wall: AtomicU64::new(1000), elapsed: AtomicU64::new(70) });
+        let source: Arc<dyn TimeSource> = Arc::<Hand>::clone(&hand);
+        (hand, Clock::with_source(source, Duration::from_millis(500)))
     }
 
     #[test]
@@ -119,10 +173,11 @@ mod tests {
         assert_eq!(first, Timestamp::from_millis(1000));
         let second = clock.now();
         assert!(first < second);
-        hand.0.store(10, Ordering::SeqCst);
+        hand.set(10);
         let third = clock.now();
         assert!(second < third);
-        hand.0.store(2000, Ordering::SeqCst);
+        hand.set(1000);
+        hand.pass(1000);
         assert_eq!(clock.now(), Timestamp::from_millis(2000));
     }
 
@@ -135,6 +190,49 @@ mod tests {
         let far = Timestamp::from_millis(1501);
         assert_eq!(clock.observe(far), Err(TooFarAhead { ahead_ms: 501, max_ms: 500 }));
         assert!(clock.now() < far);
+    }
+
+    #[test]
+    fn a_wall_clock_that_leaps_ahead_is_followed_by_the_maximum_offset_and_time_goes_on() {
+        let (hand, clock) = clock();
+        hand.pass(100);
+        assert_eq!(clock.now(), Timestamp::from_millis(1100));
+        hand.set(86_400_000);
+        assert_eq!(clock.now(), Timestamp::from_millis(1600));
+        hand.pass(10);
+        assert_eq!(clock.now(), Timestamp::from_millis(1610));
+        let far = Timestamp::from_millis(1611);
+        assert_eq!(clock.observe(far), Err(TooFarAhead { ahead_ms: 501, max_ms: 500 }));
+        hand.set(1110);
+        hand.pass(1000);
+        assert_eq!(clock.now(), Timestamp::from_millis(2110), "set right, it is followed as before");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_wall_clock_and_other_nodes_say_the_clock_ascends_and_is_never_beyond_its_bound(
+            steps in proptest::collection::vec((0u8..4, 0u64..5000), 1..60),
+        ) {
+            let (hand, clock) = clock();
+            let (mut before, mut steady) = (clock.now(), 1000);
+            for (kind, millis) in steps {
+                match kind {
+                    0 => hand.set(millis * 1000),
+                    1 => {
+                        hand.pass(millis);
+                        steady += millis;
+                    }
+                    2 => {
+                        let _ = clock.observe(Timestamp::from_millis(millis));
+                    }
+                    _ => hand.set(steady),
+                }
+                let now = clock.now();
+                proptest::prop_assert!(now > before);
+                proptest::prop_assert!(now.millis() <= steady + 500, "{now:?} when it is {steady}");
+                before = now;
+            }
+        }
     }
 
     #[test]

@@ -211,7 +211,8 @@ pub enum Reply {
         /// Its key as it is; None if it does not exist.
         current: Option<Versioned>,
     },
-    /// The sequence lies below what its client declared finished.
+    /// The sequence lies below what its client declared finished, or was refused before and would not be refused now;
+    /// it was not applied by this and never will be.
     SessionStale,
     /// The shard remembers as many clients as it may, all of them recently active; nothing was applied.
     SessionsFull,

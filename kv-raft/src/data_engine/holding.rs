@@ -21,6 +21,7 @@ use super::extents::{Extent, Extents};
 use super::keys;
 use super::options::Table;
 use super::rows::{self, AppliedRow, LogIdRow, MembershipRow, RecordRow, damaged};
+use super::session_clock::SessionClock;
 use super::store::Store;
 use crate::types::{LogId, StoredMembership};
 
@@ -54,6 +55,7 @@ pub(crate) struct Progress {
     pub(crate) membership: Arc<StoredMembership>,
     pub(crate) last_commit: Timestamp,
     pub(crate) safepoint: Timestamp,
+    pub(crate) session_clock: SessionClock,
 }
 
 impl Progress {
@@ -62,6 +64,7 @@ impl Progress {
             applied: self.applied.map(LogIdRow::from),
             last_commit: self.last_commit,
             safepoint: self.safepoint,
+            session_clock: self.session_clock,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Holding {
             membership: Arc::new(membership),
             last_commit: applied.last_commit,
             safepoint: applied.safepoint,
+            session_clock: applied.session_clock,
         };
         let retention = Duration::from_millis(record.retention_ms);
         Ok(Self::new(shard, ReplicaId(record.replica), retention, progress))

@@ -18,6 +18,7 @@ pub(crate) mod keys;
 mod options;
 mod read;
 pub(crate) mod rows;
+pub(crate) mod session_clock;
 mod store;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use rocksdb::{Direction, IteratorMode, WriteBatch};
 use self::collect::Safepoints;
 use self::extents::Extents;
 use self::rows::damaged;
+use self::session_clock::SessionClock;
 
 pub(crate) use self::collect::Held;
 pub use self::error::{CreateError, DataError, OpenError};
@@ -131,6 +133,7 @@ impl DataEngine {
             membership: Arc::new(StoredMembership::default()),
             last_commit: Timestamp(0),
             safepoint: Timestamp(0),
+            session_clock: SessionClock::default(),
         };
         let holding = Arc::new(Holding::new(shard, replica, retention, progress));
         let mut batch = WriteBatch::default();

@@ -18,6 +18,7 @@ use kv_proto::key_range::KeyRange;
 use kv_proto::timestamp::Timestamp;
 
 use super::error::DataError;
+use super::session_clock::SessionClock;
 use crate::command::Versioned;
 use crate::types::{LeaderId, LogId, Member, Membership, StoredMembership};
 
@@ -123,6 +124,7 @@ pub(crate) struct AppliedRow {
     pub(crate) applied: Option<LogIdRow>,
     pub(crate) last_commit: Timestamp,
     pub(crate) safepoint: Timestamp,
+    pub(crate) session_clock: SessionClock,
 }
 
 /// The membership last applied.
@@ -184,7 +186,9 @@ mod tests {
 
     #[test]
     fn a_row_cut_short_or_with_bytes_left_over_is_refused() {
-        let row = AppliedRow { applied: None, last_commit: Timestamp(70_000), safepoint: Timestamp(1) };
+        let mut session_clock = SessionClock::default();
+        session_clock.advance(Timestamp(70_000));
+        let row = AppliedRow { applied: None, last_commit: Timestamp(70_000), safepoint: Timestamp(1), session_clock };
         let mut bytes = encode(&row);
         assert_eq!(decode::<AppliedRow>(&bytes, "row").unwrap(), row);
         bytes.push(0);

@@ -95,7 +95,7 @@ impl Core {
         options.set_iterate_upper_bound(end);
         let mut found = store.db().raw_iterator_cf_opt(store.table(Table::Meta), options);
         found.seek(start);
-        let mut sessions = Sessions::default();
+        let mut sessions = Sessions::new(self.holding.progress().session_clock);
         while let (Some(key), Some(row)) = (found.key(), found.value()) {
             let client = keys::decode_session(key).ok_or_else(|| rows::damaged("session's key"))?;
             sessions.load(client, row)?;
@@ -133,6 +133,7 @@ impl Core {
                     membership_changed = true;
                 }
                 Content::Commands(stamp, commands) => {
+                    overlay.sessions_mut().advance(*stamp);
                     answers.reserve_exact(commands.len());
                     for command in commands {
                         let commit = (*stamp).max(progress.last_commit.next());
@@ -146,6 +147,7 @@ impl Core {
             }
             replies.push(Replies(answers));
         }
+        progress.session_clock = self.sessions.clock();
         self.put_sessions(&progress, &mut batch);
         if membership_changed {
             holding.put_membership(&store, &progress, &mut batch);
@@ -220,7 +222,7 @@ impl<'b> Writes<'b> {
                     overlay.record(key, None);
                     self.note(records, key);
                 }
-                Edit::Settle { tag, written } => overlay.sessions_mut().settle(&tag, commit, written),
+                Edit::Settle { tag, outcome } => overlay.sessions_mut().settle(&tag, outcome),
             }
         }
         if !self.changed.is_empty() {

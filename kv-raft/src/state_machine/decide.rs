@@ -1,7 +1,8 @@
 //! What a command does: a pure function of the state, the commit timestamp and the command.
 //!
 //! Invariants: nothing but its arguments decides; a refusal changes no key; the first condition that does not hold is
-//! the one reported; within a command a later operation sees an earlier one.
+//! the one reported; a write that was refused once is never applied later; within a command a later operation sees an
+//! earlier one.
 //!
 //! Not here: where the state is read from (overlay); how edits are written (apply).
 
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kv_proto::timestamp::Timestamp;
 
-use super::session::{Admission, Remembered, Sessions};
+use super::session::{Admission, Outcome, Remembered, Sessions};
 use crate::command::{Command, Condition, Expected, Operation, Reply, SessionTag, Versioned};
 
 /// A key's latest version.
@@ -43,8 +44,8 @@ pub(crate) enum Edit<'a> {
     Put { key: &'a [u8], value: &'a [u8] },
     /// Deletes a key that exists.
     Delete { key: &'a [u8] },
-    /// Records the write in its session.
-    Settle { tag: SessionTag, written: Option<Remembered> },
+    /// Records the write in its session: what became of it, or that it came again.
+    Settle { tag: SessionTag, outcome: Option<Outcome> },
 }
 
 /// The reply and what changes.
@@ -60,21 +61,26 @@ pub(crate) fn decide<'a, V: View>(
     commit: Timestamp,
     command: &Command<'a>,
 ) -> Result<Decision<'a>, V::Error> {
-    let settle = |written| command.session.map(|tag| Edit::Settle { tag, written });
-    let unchanged = |reply| Decision { reply, edits: settle(None).into_iter().collect() };
-    match command.session.map(|tag| view.sessions().admit(&tag, commit)) {
+    let settle = |outcome| command.session.map(|tag| Edit::Settle { tag, outcome });
+    let unchanged = |reply, outcome| Decision { reply, edits: settle(outcome).into_iter().collect() };
+    let was_refused = match command.session.map(|tag| view.sessions().admit(&tag)) {
         Some(Admission::Stale) => return Ok(Decision { reply: Reply::SessionStale, edits: Vec::new() }),
         Some(Admission::Full) => return Ok(Decision { reply: Reply::SessionsFull, edits: Vec::new() }),
-        Some(Admission::Repeated(first)) => return Ok(unchanged(first.into())),
-        Some(Admission::Fresh) | None => {}
-    }
+        Some(Admission::Repeated(Outcome::Written(first))) => return Ok(unchanged(first.into(), None)),
+        Some(Admission::Repeated(Outcome::Refused)) => true,
+        Some(Admission::Fresh) | None => false,
+    };
     for (condition, position) in command.conditions.iter().zip(0..) {
         if !holds(view, condition)? {
             let current = view
                 .version(condition.key)?
                 .map(|version| Versioned { commit: version.commit, value: Bytes::from(version.value.into_owned()) });
-            return Ok(unchanged(Reply::Refused { condition: position, current }));
+            return Ok(unchanged(Reply::Refused { condition: position, current }, Some(Outcome::Refused)));
         }
+    }
+    if was_refused {
+        // Its caller may have been told so: it must not be applied, though it would be now.
+        return Ok(unchanged(Reply::SessionStale, None));
     }
     let mut changes =
         Changes { view, edits: Vec::with_capacity(command.operations.len() + 1), touched: BTreeMap::new() };
@@ -87,7 +93,7 @@ pub(crate) fn decide<'a, V: View>(
     }
     let written = Remembered { commit, deleted };
     let mut edits = changes.edits;
-    edits.extend(settle(Some(written)));
+    edits.extend(settle(Some(Outcome::Written(written))));
     Ok(Decision { reply: written.into(), edits })
 }
 

@@ -1,7 +1,8 @@
 //! Runs the decision scripts of `scripts/`: each line is a command, below it stand its reply and its edits.
 //!
 //! Arguments of `write`: `put.K=V`, `delete=K`, conditions `is.K=V`, `at.K=TIMESTAMP`, `exists=K`, `absent=K`, a session
-//! `client=N seq=N low=N`, and the leader's stamp `time=MILLIS`. Timestamps are shown as milliseconds and counter.
+//! `client=N seq=N low=N`, and the leader's stamp `time=MILLIS`. `pass seconds=N` has the leader write every second for so
+//! long. Timestamps are shown as milliseconds and counter.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use kv_proto::ids::{ClientId, Sequence};
 use kv_proto::timestamp::Timestamp;
 
 use super::decide::{Decision, Edit, Version, View, decide};
-use super::session::Sessions;
+use super::session::{Outcome, Sessions};
 use crate::command::{Command, Condition, Expected, Operation, Reply, SessionTag};
 
 #[derive(Default)]
@@ -81,13 +82,19 @@ impl Model {
         }
         let tag = |client| SessionTag { client, sequence: Sequence(sequence), lowest_unfinished: Sequence(lowest) };
         command.session = client.map(tag);
-        let commit = self.time.max(self.last_commit.next());
-        let Ok(decision) = decide(self, commit, &command);
-        Ok(self.take(commit, decision))
+        Ok(self.apply(&command))
     }
 
-    fn take(&mut self, commit: Timestamp, Decision { reply, edits }: Decision<'_>) -> String {
+    fn decide<'a>(&mut self, command: &Command<'a>) -> (Timestamp, Decision<'a>) {
+        let commit = self.time.max(self.last_commit.next());
+        self.sessions.advance(self.time);
         self.last_commit = commit;
+        let Ok(decision) = decide(self, commit, command);
+        (commit, decision)
+    }
+
+    fn apply(&mut self, command: &Command<'_>) -> String {
+        let (commit, Decision { reply, edits }) = self.decide(command);
         let mut out = String::new();
         let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
         let _ = match reply {
@@ -115,9 +122,13 @@ impl Model {
                     self.keys.remove(key);
                     writeln!(out, "  delete {}", text(key))
                 }
-                Edit::Settle { tag, written } => {
-                    self.sessions.settle(&tag, commit, written);
-                    let what = if written.is_some() { "remember the reply to" } else { "note the use of" };
+                Edit::Settle { tag, outcome } => {
+                    self.sessions.settle(&tag, outcome);
+                    let what = match outcome {
+                        Some(Outcome::Written(_)) => "remember the reply to",
+                        Some(Outcome::Refused) => "remember the refusal of",
+                        None => "note the use of",
+                    };
                     writeln!(out, "  {what} write {} of client {}", tag.sequence, tag.client)
                 }
             };
@@ -141,9 +152,24 @@ impl goldenscript::Runner for Model {
                 let _ = writeln!(out, "{key}={value} written at {}", stamp(*commit));
                 out
             })),
+            "pass" => self.pass(&command.args),
             "clients" => Ok(format!("{}\n", self.sessions.len())),
             other => Err(format!("unknown command {other}").into()),
         }
+    }
+}
+
+impl Model {
+    fn pass(&mut self, arguments: &[Argument]) -> Result<String, Box<dyn Error>> {
+        let [Argument::KeyValue(name, value)] = arguments else { return Err("pass takes seconds=N".into()) };
+        if name != "seconds" {
+            return Err("pass takes seconds=N".into());
+        }
+        for _ in 0..value.parse()? {
+            self.time = Timestamp::from_millis(self.time.millis() + 1000);
+            self.apply(&Command { session: None, conditions: Vec::new(), operations: Vec::new() });
+        }
+        Ok(String::new())
     }
 }
 
@@ -170,6 +196,47 @@ fn later_operations_of_a_command_see_earlier_ones() {
 #[test]
 fn a_write_sent_again_is_not_applied_again() {
     run("sessions");
+}
+
+proptest::proptest! {
+    /// Every write is "this key does not exist, so write it"; another client deletes keys now and then. Whatever the
+    /// network delays and repeats, a write has one outcome.
+    #[test]
+    fn a_write_is_applied_at_most_once_and_never_after_it_was_refused(
+        deliveries in proptest::collection::vec((1u64..9, 0u8..4, proptest::bool::ANY, 0u64..100_000_000), 1..80),
+    ) {
+        let mut model = Model::default();
+        let mut answers: BTreeMap<u64, Vec<Reply>> = BTreeMap::new();
+        for (sequence, key, is_deletion, stamp) in deliveries {
+            // A stamp may lie anywhere within a day: leaders' clocks leap.
+            model.time = Timestamp::from_millis(stamp);
+            // The key goes with the sequence, as a write sent again says the same.
+            let key = if is_deletion { [key] } else { [(sequence % 4) as u8] };
+            let conditions = vec![Condition { key: &key, expected: Expected::Exists(false) }];
+            let tag = SessionTag { client: ClientId(1), sequence: Sequence(sequence), lowest_unfinished: Sequence(1) };
+            let command = if is_deletion {
+                Command { session: None, conditions: Vec::new(), operations: vec![Operation::Delete { key: &key }] }
+            } else {
+                Command { session: Some(tag), conditions, operations: vec![Operation::Put { key: &key, value: b"v" }] }
+            };
+            let mut probe = Model { sessions: model.sessions.clone(), keys: model.keys.clone(), ..Model::default() };
+            (probe.time, probe.last_commit) = (model.time, model.last_commit);
+            let (_, Decision { reply, edits }) = probe.decide(&command);
+            let puts = edits.iter().any(|edit| matches!(edit, Edit::Put { .. }));
+            model.apply(&command);
+            if is_deletion {
+                continue;
+            }
+            let earlier = answers.entry(sequence).or_default();
+            if puts {
+                proptest::prop_assert!(earlier.is_empty(), "applied after {earlier:?}");
+            }
+            if let Reply::Written { .. } = &reply {
+                proptest::prop_assert!(earlier.iter().all(|answer| *answer == reply), "{reply:?} after {earlier:?}");
+            }
+            earlier.push(reply);
+        }
+    }
 }
 
 #[test]

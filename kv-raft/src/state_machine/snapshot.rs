@@ -163,6 +163,7 @@ fn announced(store: &Store, key: &[u8], before: &Progress, meta: &SnapshotMeta) 
         membership: Arc::new(membership),
         last_commit: summary.state.last_commit,
         safepoint: summary.state.safepoint,
+        session_clock: summary.state.session_clock,
         ..before.clone()
     })
 }
