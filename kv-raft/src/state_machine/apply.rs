@@ -87,6 +87,11 @@ impl Core {
         &self.holding
     }
 
+    #[cfg(test)]
+    pub(crate) fn session_clock(&self) -> crate::data_engine::session_clock::SessionClock {
+        self.sessions.clock()
+    }
+
     /// Reads the sessions of the extent the replica uses now.
     pub(crate) fn reload_sessions(&mut self) -> Result<(), DataError> {
         let store = self.engine.store();

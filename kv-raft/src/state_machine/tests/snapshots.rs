@@ -97,6 +97,29 @@ async fn a_write_sent_again_after_a_snapshot_gets_its_first_reply() {
 }
 
 #[tokio::test]
+async fn sessions_age_alike_after_a_snapshot_and_after_a_restart() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (leader, mut leading) = replica(from.path(), Duration::ZERO);
+    for (index, millis) in [(1, 7000), (2, 90_000), (3, 93_000)] {
+        reply_to(&leading, &batch(index, Timestamp::from_millis(millis), &[put(b"k", b"v")]));
+    }
+    let clock = leading.core.lock().session_clock();
+    assert_eq!(clock.now().0, 20_000);
+
+    let (meta, view) = current(&mut leading).await;
+    let (_follower, mut following) = replica(to.path(), Duration::ZERO);
+    reply_to(&following, &batch(1, Timestamp::from_millis(7000), &[put(b"k", b"v")]));
+    following.install_snapshot(&meta, SnapshotData::View(view)).await.unwrap();
+    assert_eq!(following.core.lock().session_clock(), clock);
+
+    drop(leading);
+    leader.close().await;
+    drop(leader);
+    let leader = open(from.path());
+    assert_eq!(machine(&leader, SHARD).core.lock().session_clock(), clock);
+}
+
+#[tokio::test]
 async fn a_node_that_dies_before_the_switch_keeps_its_old_state_and_nothing_of_the_snapshot() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let entries = recorded(33, 100);
