@@ -28,6 +28,8 @@ pub fn propose(error: ProposeError, situation: &Situation<'_>, shard: &ShardInfo
         ProposeError::NotLeader { leader: Some(leader) } => situation.not_leader(shard, Some(leader.node)),
         ProposeError::NotLeader { leader: None } | ProposeError::NoQuorum => no_leader(shard),
         ProposeError::OutcomeUnknown => outcome_unknown(shard),
+        ProposeError::TimedOut { proposed: true } => deadline("propose", Outcome::Unknown),
+        ProposeError::TimedOut { proposed: false } => deadline("queue", Outcome::NotApplied),
         ProposeError::Overloaded { queue } => overloaded(queue),
         ProposeError::Stopped => stopped(),
         // Consensus may have failed after the entry left this node.
@@ -138,6 +140,8 @@ mod tests {
             (ProposeError::NotLeader { leader: None }, ("NO_LEADER", not_applied, true)),
             (ProposeError::NoQuorum, ("NO_LEADER", not_applied, true)),
             (ProposeError::OutcomeUnknown, ("OUTCOME_UNKNOWN", unknown, true)),
+            (ProposeError::TimedOut { proposed: true }, ("DEADLINE_EXCEEDED", unknown, false)),
+            (ProposeError::TimedOut { proposed: false }, ("DEADLINE_EXCEEDED", not_applied, false)),
             (ProposeError::Overloaded { queue: "q" }, ("OVERLOADED", not_applied, true)),
             (ProposeError::Stopped, ("NOT_READY", not_applied, true)),
             (ProposeError::Fatal("disk".to_owned()), ("INTERNAL", unknown, false)),

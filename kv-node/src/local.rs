@@ -141,16 +141,15 @@ impl Call<'_> {
         self.shared.admission.admit_write()?;
         let session = validate::session_tag(validate::header_of(header));
         let command = EncodedCommand::new(&Command { session, conditions, operations });
-        match timeout_at(self.deadline, self.replica.propose(command)).await {
-            Ok(Ok(Reply::Written { commit, deleted })) => Ok(Done::Written { commit, deleted }),
-            Ok(Ok(Reply::Refused { condition, current })) => Ok(Done::Refused { condition, current }),
-            Ok(Ok(Reply::SessionStale)) => {
+        match self.replica.propose_by(command, self.deadline).await {
+            Ok(Reply::Written { commit, deleted }) => Ok(Done::Written { commit, deleted }),
+            Ok(Reply::Refused { condition, current }) => Ok(Done::Refused { condition, current }),
+            Ok(Reply::SessionStale) => {
                 let sequence = session.map_or(0, |session| session.sequence.0);
                 Err(ServiceError::SessionStale { sequence })
             }
-            Ok(Ok(Reply::SessionsFull)) => Err(errors::overloaded("the shard's table of sessions")),
-            Ok(Err(error)) => Err(errors::propose(error, &self.situation(), shard)),
-            Err(_) => Err(errors::deadline("propose", Outcome::Unknown)),
+            Ok(Reply::SessionsFull) => Err(errors::overloaded("the shard's table of sessions")),
+            Err(error) => Err(errors::propose(error, &self.situation(), shard)),
         }
     }
 

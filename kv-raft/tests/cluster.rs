@@ -276,6 +276,45 @@ async fn a_leader_without_a_majority_acknowledges_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes_through_later() {
+    let mut cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = [1, 2, 3].map(NodeId).into_iter().filter(|node| node.0 != leader.replica().0).collect();
+    // Both go at once, and writes follow before the lease ends: they are in the log, and wait.
+    let (one, two) = (cluster.nodes.remove(&others[0]).unwrap(), cluster.nodes.remove(&others[1]).unwrap());
+    tokio::join!(one.end(), two.end());
+    let late = tokio::time::Instant::now() + PATIENCE;
+    let mut taken = Vec::new();
+    for i in 0..2 {
+        let leader = Arc::clone(&leader);
+        let write = async move { leader.propose_by(put(&format!("taken-{i}"), "1"), late).await };
+        taken.push(tokio_util::task::TaskTracker::new().spawn(write));
+        // Each is to be an entry of its own, so that no more are taken.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    let soon = tokio::time::Instant::now() + Duration::from_millis(100);
+    let queued = tokio::join!(leader.propose_by(put("soon", "1"), soon), leader.propose_by(put("late", "1"), late),);
+    println!("{queued:?}");
+    assert!(matches!(queued.0, Err(ProposeError::TimedOut { proposed: false } | ProposeError::NoQuorum)), "{queued:?}");
+    assert_eq!(queued.1, Err(ProposeError::NoQuorum));
+    assert_eq!(leader.propose(put("c", "1")).await, Err(ProposeError::NoQuorum), "at once, without waiting");
+    drop(leader);
+    for node in others {
+        cluster.restart(node, ReplicaId(node.0)).await;
+    }
+    for taken in taken {
+        println!("{:?}", taken.await.unwrap());
+    }
+    cluster.put("d", "1").await;
+    for key in ["soon", "late", "c"] {
+        assert_eq!(cluster.get(key).await, None, "{key} was said not to be applied");
+    }
+    cluster.converged().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_of_another_cluster_is_refused() {
     let mut cluster = Cluster::empty(awake());
     cluster.start_node(NodeId(1)).await;

@@ -120,7 +120,7 @@ fn propose_error(error: ProposeError) -> StoreError {
     match error {
         ProposeError::NotLeader { leader } => StoreError::NotLeader(leader),
         ProposeError::NoQuorum | ProposeError::Stopped => StoreError::NotLeader(None),
-        ProposeError::OutcomeUnknown => StoreError::OutcomeUnknown,
+        ProposeError::OutcomeUnknown | ProposeError::TimedOut { .. } => StoreError::OutcomeUnknown,
         ProposeError::Overloaded { .. } => StoreError::Refused(error.to_string()),
         ProposeError::Fatal(_) => StoreError::OutcomeUnknown,
     }

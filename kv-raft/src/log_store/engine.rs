@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -41,6 +41,7 @@ pub struct LogOptions {
 pub struct LogEngine(Arc<Inner>);
 
 struct Inner {
+    dir: PathBuf,
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -170,7 +171,7 @@ impl LogEngine {
         let writer = Writer::new(Arc::clone(&shared), database, opened.acknowledged);
         let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(OpenError::io(dir))?;
-        Ok(Self(Arc::new(Inner { shared, writer: Mutex::new(Some(thread)) })))
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), shared, writer: Mutex::new(Some(thread)) })))
     }
 
     /// The log of a replica: the one on disk if it is this replica's, else an empty one. Refused while the log of
@@ -201,6 +202,12 @@ impl LogEngine {
     pub fn shards(&self) -> BTreeMap<ShardId, ReplicaId> {
         let shards = self.0.shared.shards.lock();
         shards.iter().filter_map(|(shard, log)| Some((*shard, log.lock().owner?))).collect()
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
     }
 
     /// Waits until the log of a shard is durable through an index. An atomic load when it is.

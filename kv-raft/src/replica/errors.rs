@@ -1,10 +1,11 @@
 //! Why a replica did not do what it was asked.
 //!
-//! Invariants: of all errors of a proposal only [`ProposeError::OutcomeUnknown`] leaves open whether it applies; after
-//! any other one it never does.
+//! Invariants: of all errors of a proposal only [`ProposeError::OutcomeUnknown`], and [`ProposeError::TimedOut`] of one
+//! that was proposed, leave open whether it applies; after any other one it never does.
 //!
 //! Not here: refusals of commands, which are replies (command); what a client is told (kv-proto, errors).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
@@ -29,6 +30,12 @@ pub enum ProposeError {
     /// It was handed over, then leadership or the replica was lost: it may apply, now or later, or never.
     #[error("whether the proposal applies is not known")]
     OutcomeUnknown,
+    /// Its caller's time ran out.
+    #[error("the deadline passed {}", if *.proposed { "after it was proposed" } else { "before it was proposed" })]
+    TimedOut {
+        /// Whether it was handed over before, so that it may apply; otherwise it never does.
+        proposed: bool,
+    },
     /// Too much waits already. Not applied.
     #[error("{queue} is full")]
     Overloaded {
@@ -84,7 +91,7 @@ impl From<ProposeError> for ReadError {
         match error {
             ProposeError::NotLeader { leader } => Self::NotLeader { leader },
             ProposeError::NoQuorum => Self::NoQuorum,
-            ProposeError::OutcomeUnknown => Self::NotLeader { leader: None },
+            ProposeError::OutcomeUnknown | ProposeError::TimedOut { .. } => Self::NotLeader { leader: None },
             ProposeError::Overloaded { queue } => Self::Overloaded { queue },
             ProposeError::Stopped => Self::Stopped,
             ProposeError::Fatal(reason) => Self::Fatal(reason),
@@ -117,6 +124,23 @@ pub enum StartError {
     /// Its log cannot be read.
     #[error("the replica's log cannot be read")]
     Log(#[from] LogError),
+    /// The node holds data of the replica that came through a log, but not that log: votes and entries it
+    /// acknowledged are lost, and with a new log it could vote twice in a term. Nothing was changed.
+    #[error(
+        "replica {replica} of shard {shard} has data, but its log is not in folder {}, which holds {}",
+        .folder.display(),
+        .found.map_or_else(|| "none of this shard".to_owned(), |found| format!("that of replica {found}"))
+    )]
+    LogLost {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Of the logs.
+        folder: PathBuf,
+        /// Whose log of the shard lies there.
+        found: Option<ReplicaId>,
+    },
     /// The timing contradicts itself, or consensus refuses what the log and the data say together.
     #[error("consensus does not start: {0}")]
     Consensus(String),

@@ -50,7 +50,7 @@ use self::proposals::Proposals;
 use self::reads::Reads;
 use self::sleep::Asleep;
 use crate::data_engine::{CreateError, DataEngine, DataError, NewReplica, ReplicaRecord};
-use crate::log_store::{LogEngine, LogError, LogStore};
+use crate::log_store::{LogEngine, LogStore};
 use crate::state_machine::StateMachine;
 use crate::transport::{Network, ReplicaAddress};
 use crate::types::{LeaderInfo, Member, ShardRaft};
@@ -116,7 +116,7 @@ impl Replica {
             return Err(StartError::Running(shard));
         }
         let (record, created) = open_data(&shared.data, &spec).await?;
-        let store = open_log(&shared.log, shard, replica).await?;
+        let store = open_log(&shared.log, &record).await?;
         let wait = Arc::new(shared.log.log_wait(shard)?);
         let (data, metrics) = (shared.data.clone(), Arc::clone(&shared.metrics));
         let machine = spawn_blocking(move || data.state_machine(shard, wait, metrics));
@@ -344,15 +344,22 @@ async fn open_data(data: &DataEngine, spec: &ReplicaSpec) -> Result<(ReplicaReco
     }
 }
 
-/// The replica's log. A log of another incarnation is what a destruction that was cut short left behind: its data
-/// went first.
-async fn open_log(log: &LogEngine, shard: ShardId, replica: ReplicaId) -> Result<LogStore, LogError> {
-    match log.store(shard, replica) {
-        Err(LogError::OtherReplica { held, .. }) => {
+/// The replica's log, which is an empty one for a replica that never applied anything. What lies in its place then is
+/// what a destruction that was cut short left behind of an earlier one: its data went first.
+async fn open_log(log: &LogEngine, record: &ReplicaRecord) -> Result<LogStore, StartError> {
+    let (shard, replica) = (record.shard, record.replica);
+    let found = log.shards().get(&shard).copied();
+    if found != Some(replica) {
+        // Whatever is applied was in the log before, or came by a snapshot after a vote was saved there. And replica
+        // ids only rise on a node: the log of a higher one is not what went before this one.
+        if record.applied.is_some() || found.is_some_and(|found| found > replica) {
+            let folder = log.dir().to_owned();
+            return Err(StartError::LogLost { shard, replica, folder, found });
+        }
+        if let Some(held) = found {
             tracing::info!(%shard, %held, %replica, "deleting the log a destroyed replica left behind");
             log.destroy(shard).await?;
-            log.store(shard, replica)
         }
-        opened => opened,
     }
+    Ok(log.store(shard, replica)?)
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: at most [`IN_FLIGHT`] entries of a replica are proposed at once, and whatever waits when one is done
 //! goes into the next; nothing lingers. Every command taken from the queue is answered exactly once; one whose caller
-//! has gone before it was taken is never proposed.
+//! has gone before it was taken is never proposed, so a caller whose time runs out knows whether it may still apply.
+//! While entries get no answer from a majority, what waits behind them is refused, not held.
 //!
 //! Whether a proposal can still apply, by openraft's own account (0.10.0-alpha.37): `ClientWriteError::ForwardToLeader`
 //! is only sent by `write_entries` before `leader_append_entries`, and for a leader other than expected before
@@ -13,9 +14,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kv_proto::limits::BATCH_BYTES_MAX;
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
@@ -46,6 +49,7 @@ const QUEUE_BYTES: usize = 64 << 20;
 const _: () = assert!(QUEUE_BYTES > 2 * BATCH_BYTES_MAX);
 
 type Answer = oneshot::Sender<Result<Reply, ProposeError>>;
+type Answered = oneshot::Receiver<Result<Reply, ProposeError>>;
 
 struct Waiting {
     command: EncodedCommand,
@@ -59,6 +63,11 @@ struct Queue {
     bytes: usize,
     /// Invariant: at most [`IN_FLIGHT`].
     in_flight: usize,
+    /// Commands that have left the queue, since the beginning. As they leave in the order they came, it tells of each
+    /// whether it waits.
+    left: u64,
+    /// The entries in flight wait for a majority that does not answer.
+    silent: bool,
 }
 
 /// The queue of one replica.
@@ -68,20 +77,32 @@ pub(super) struct Proposals {
 }
 
 impl Queue {
-    /// False if the queue is full.
-    fn push(&mut self, waiting: Waiting) -> bool {
-        let fits = self.waiting.len() < QUEUE_COMMANDS && self.bytes < QUEUE_BYTES;
-        if fits {
-            self.bytes += waiting.command.bytes();
-            self.waiting.push_back(waiting);
+    /// Its number; None if the queue is full.
+    fn push(&mut self, waiting: Waiting) -> Option<u64> {
+        if self.waiting.len() >= QUEUE_COMMANDS || self.bytes >= QUEUE_BYTES {
+            return None;
         }
-        fits
+        let number = self.left + self.waiting.len() as u64;
+        self.bytes += waiting.command.bytes();
+        self.waiting.push_back(waiting);
+        Some(number)
     }
 
     fn pop(&mut self) -> Option<Waiting> {
         let waiting = self.waiting.pop_front()?;
         self.bytes -= waiting.command.bytes();
+        self.left += 1;
         Some(waiting)
+    }
+
+    /// Gives a command up; true if it waited, and then it is never taken.
+    fn give_up(&mut self, number: u64, answered: &mut Answered) -> bool {
+        answered.close();
+        number >= self.left
+    }
+
+    fn drain(&mut self) -> Vec<Waiting> {
+        std::iter::from_fn(|| self.pop()).collect()
     }
 
     /// What the next entry holds; leaves out callers that have gone.
@@ -112,14 +133,24 @@ impl Proposals {
 
     /// Answers what was not proposed yet.
     pub(super) fn fail_waiting(&self, error: &ProposeError) {
-        let waiting: Vec<Waiting> = {
+        let waiting = self.queue.lock().drain();
+        refuse(waiting, error);
+    }
+
+    /// Whether a majority answers the entries in flight; if not, what waits behind them is refused.
+    fn set_silent(&self, silent: bool) {
+        let waiting = {
             let mut queue = self.queue.lock();
-            queue.bytes = 0;
-            queue.waiting.drain(..).collect()
+            queue.silent = silent;
+            if silent { queue.drain() } else { Vec::new() }
         };
-        for waiting in waiting {
-            let _ = waiting.answer.send(Err(error.clone()));
-        }
+        refuse(waiting, &ProposeError::NoQuorum);
+    }
+}
+
+fn refuse(waiting: Vec<Waiting>, error: &ProposeError) {
+    for waiting in waiting {
+        let _ = waiting.answer.send(Err(error.clone()));
     }
 }
 
@@ -127,25 +158,51 @@ impl Replica {
     /// Proposes a command and waits for its reply. Dropping the future gives the reply up; the command may still
     /// apply.
     pub async fn propose(&self, command: EncodedCommand) -> Result<Reply, ProposeError> {
+        let (_, answered) = self.enqueue(command)?;
+        // The sender is only lost with the task that held it: then the entry may have been proposed.
+        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply.
+    pub async fn propose_by(
+        &self,
+        command: EncodedCommand,
+        deadline: tokio::time::Instant,
+    ) -> Result<Reply, ProposeError> {
+        let (number, mut answered) = self.enqueue(command)?;
+        match tokio::time::timeout_at(deadline, &mut answered).await {
+            Ok(answer) => answer.unwrap_or(Err(ProposeError::OutcomeUnknown)),
+            Err(_) => {
+                let waited = self.proposals.queue.lock().give_up(number, &mut answered);
+                // Its answer may have come just now.
+                answered.try_recv().unwrap_or(Err(ProposeError::TimedOut { proposed: !waited }))
+            }
+        }
+    }
+
+    /// Queues a command; tells its number, and where its answer comes.
+    fn enqueue(&self, command: EncodedCommand) -> Result<(u64, Answered), ProposeError> {
         self.check_leads().map_err(|error| self.count_overload(error))?;
         self.used();
         let (answer, answered) = oneshot::channel();
-        let start = {
+        let (number, start) = {
             let mut queue = self.proposals.queue.lock();
-            if !queue.push(Waiting { command, answer, since: Instant::now() }) {
-                return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
+            if queue.silent {
+                return Err(ProposeError::NoQuorum);
             }
+            let Some(number) = queue.push(Waiting { command, answer, since: Instant::now() }) else {
+                return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
+            };
             let start = queue.in_flight < IN_FLIGHT;
             if start {
                 queue.in_flight += 1;
             }
-            start
+            (number, start)
         };
         if start && let Some(replica) = self.arc() {
             self.tasks.spawn(replica.propose_waiting());
         }
-        // The sender is only lost with the task that held it: then the entry may have been proposed.
-        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        Ok((number, answered))
     }
 
     fn count_overload(&self, error: ProposeError) -> ProposeError {
@@ -184,7 +241,7 @@ impl Replica {
                 commands.push(waiting.command);
                 answers.push(waiting.answer);
             }
-            match self.propose_entry(&commands).await {
+            match self.propose_watched(&commands).await {
                 Ok(replies) => {
                     for (answer, reply) in answers.into_iter().zip(replies) {
                         let _ = answer.send(Ok(reply));
@@ -197,6 +254,32 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// Proposes an entry; while no majority answers, what waits behind it is refused.
+    async fn propose_watched(&self, commands: &[EncodedCommand]) -> Result<Vec<Reply>, ProposeError> {
+        let proposed = self.propose_entry(commands);
+        tokio::pin!(proposed);
+        // A silence this long outlasts an election: there would be another leader if a majority could choose one.
+        let patience = self.context.timing.election_max * 2;
+        loop {
+            match tokio::time::timeout(patience, &mut proposed).await {
+                Ok(result) => {
+                    self.proposals.set_silent(false);
+                    return result;
+                }
+                Err(_) => self.proposals.set_silent(self.majority_silent_for(patience)),
+            }
+        }
+    }
+
+    /// Whether this replica leads and no majority answered it for so long.
+    fn majority_silent_for(&self, time: Duration) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let alone = metrics.membership_config.membership().voter_ids().eq([self.replica.0]);
+        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
+        !alone && acked.is_none_or(|acked| acked.elapsed() >= time)
     }
 
     /// One entry; as many replies as commands.
@@ -288,7 +371,7 @@ mod tests {
         let mut callers = Vec::new();
         for bytes in [10, 10, ENTRY_BYTES_TARGET, 10] {
             let (waiting, caller) = waiting(bytes);
-            assert!(queue.push(waiting));
+            assert!(queue.push(waiting).is_some());
             callers.push(caller);
         }
         assert_eq!(queue.take().len(), 2, "the large one does not fit with the first two");
@@ -303,9 +386,22 @@ mod tests {
         let mut queue = Queue::default();
         let (first, gone) = waiting(10);
         let (second, _caller) = waiting(10);
-        assert!(queue.push(first) && queue.push(second));
+        assert!(queue.push(first).is_some() && queue.push(second).is_some());
         drop(gone);
         assert_eq!(queue.take().len(), 1);
+    }
+
+    #[test]
+    fn a_caller_that_gives_up_knows_whether_its_command_was_taken() {
+        let mut queue = Queue::default();
+        let (first, mut first_answer) = waiting(10);
+        let (second, mut second_answer) = waiting(10);
+        let first = queue.push(first).unwrap();
+        assert_eq!(queue.take().len(), 1);
+        let second = queue.push(second).unwrap();
+        assert!(!queue.give_up(first, &mut first_answer), "it was taken: it may apply");
+        assert!(queue.give_up(second, &mut second_answer), "it waited");
+        assert!(queue.take().is_empty(), "what was given up while it waited is never proposed");
     }
 
     #[test]
@@ -315,7 +411,7 @@ mod tests {
         let mut accepted = 0;
         loop {
             let (waiting, caller) = waiting(4 << 20);
-            if !queue.push(waiting) {
+            if queue.push(waiting).is_none() {
                 break;
             }
             callers.push(caller);

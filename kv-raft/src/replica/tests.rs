@@ -1,4 +1,4 @@
-//! What only shows from the inside: votes of a process that just began.
+//! What only shows from the inside: votes of a process that just began, and logs that do not fit the data.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,8 +12,9 @@ use kv_proto::pb::raft::v1::FrameKind;
 use openraft::raft::VoteRequest;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
-use super::{ContextParts, RaftContext, Replica, ReplicaSpec};
+use super::{ContextParts, RaftContext, Replica, ReplicaSpec, StartError};
 use crate::clock::Clock;
+use crate::command::{Command, EncodedCommand, Operation};
 use crate::data_engine::{DataEngine, DataOptions};
 use crate::log_store::{LogEngine, LogMetrics, LogOptions};
 use crate::metrics::RaftMetrics;
@@ -47,12 +48,16 @@ fn context((log, data): &(LogEngine, DataEngine), timing: &Timing) -> RaftContex
     RaftContext::new(ContextParts { log, data, transport, clock, metrics, timing }).unwrap()
 }
 
+fn spec(replica: u64, voters: u64) -> ReplicaSpec {
+    let voters: BTreeMap<_, _> = (1..=voters).map(|id| (ReplicaId(id), NodeId(id))).collect();
+    let (shard, replica, range) = (ShardId(7), ReplicaId(replica), KeyRange::all());
+    let initialize = (!voters.is_empty()).then_some(voters);
+    ReplicaSpec { shard, replica, range, retention: Duration::ZERO, initialize }
+}
+
 /// One of three voters, the others of which are nowhere.
 async fn start(context: &RaftContext) -> Arc<Replica> {
-    let voters: BTreeMap<_, _> = (1..=3).map(|id| (ReplicaId(id), NodeId(id))).collect();
-    let (shard, replica, range) = (ShardId(7), ReplicaId(1), KeyRange::all());
-    let spec = ReplicaSpec { shard, replica, range, retention: Duration::ZERO, initialize: Some(voters) };
-    Replica::start(context, spec).await.unwrap()
+    Replica::start(context, spec(1, 3)).await.unwrap()
 }
 
 async fn end(context: RaftContext, replica: Arc<Replica>) {
@@ -93,4 +98,66 @@ async fn a_process_that_just_began_grants_no_votes_until_an_earlier_lease_must_h
     }
     assert!(began.elapsed() >= timing.election_max);
     end(second, replica).await;
+}
+
+fn put() -> EncodedCommand {
+    let operations = vec![Operation::Put { key: b"k", value: b"v" }];
+    EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations })
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A shard of one voter wrote, its data is durable, and then its log goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_whose_log_is_gone_or_anothers_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let timing = Timing::default();
+    let engines = engines(folder.path());
+    let first = context(&engines, &timing);
+    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    first.flush().await.unwrap();
+    end(first, replica).await;
+
+    let (log, data) = &engines;
+    for found in [None, Some(ReplicaId(2))] {
+        log.destroy(ShardId(7)).await.unwrap();
+        if let Some(other) = found {
+            log.store(ShardId(7), other).unwrap();
+        }
+        let context = context(&engines, &timing);
+        let refused = Replica::start(&context, spec(1, 0)).await;
+        let Err(StartError::LogLost { folder: named, found: named_found, .. }) = &refused else {
+            panic!("started: {:?}", refused.err());
+        };
+        assert_eq!((named.as_path(), *named_found), (folder.path().join("log").as_path(), found));
+        assert_eq!(log.shards().get(&ShardId(7)).copied(), found, "the log was left as it was");
+        assert!(data.replicas().iter().any(|record| record.applied.is_some()));
+        context.shutdown().await;
+        context.transport().shutdown().await;
+    }
+}
+
+/// The new one is created, or was created by a process that ended before it wrote anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_a_replica_destroyed_before_gives_way_to_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let (log, _) = &engines;
+    log.store(ShardId(7), ReplicaId(1)).unwrap();
+    for _ in 0..2 {
+        let context = context(&engines, &Timing::default());
+        let replica = Replica::start(&context, spec(2, 0)).await.unwrap();
+        assert_eq!(log.shards()[&ShardId(7)], ReplicaId(2));
+        end(context, replica).await;
+        log.destroy(ShardId(7)).await.unwrap();
+        log.store(ShardId(7), ReplicaId(1)).unwrap();
+    }
 }

@@ -54,6 +54,18 @@ impl TestNode {
     pub fn replica(&self) -> &Arc<Replica> {
         &self.replicas[&SHARD]
     }
+
+    pub async fn end(mut self) {
+        self.server.cancel();
+        for replica in std::mem::take(&mut self.replicas).into_values() {
+            replica.stop().await;
+        }
+        self.context.shutdown().await;
+        self.transport.shutdown().await;
+        self.context.log().close().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
 }
 
 pub struct Cluster {
@@ -165,16 +177,7 @@ impl Cluster {
 
     /// Ends a node without flushing its data, as near to a crash as one process allows.
     pub async fn kill(&mut self, id: NodeId) {
-        let mut node = self.nodes.remove(&id).unwrap();
-        node.server.cancel();
-        for replica in std::mem::take(&mut node.replicas).into_values() {
-            replica.stop().await;
-        }
-        node.context.shutdown().await;
-        node.transport.shutdown().await;
-        node.context.log().close().await;
-        node.tasks.close();
-        node.tasks.wait().await;
+        self.nodes.remove(&id).unwrap().end().await;
     }
 
     pub async fn restart(&mut self, id: NodeId, replica: ReplicaId) -> Arc<Replica> {
