@@ -43,11 +43,6 @@ pub fn read(error: ReadError, situation: &Situation<'_>, shard: &ShardInfo, aske
     match error {
         ReadError::NotLeader { leader: Some(leader) } => situation.not_leader(shard, Some(leader.node)),
         ReadError::NotLeader { leader: None } | ReadError::NoQuorum => no_leader(shard),
-        // Another replica may be fresher; the leader is.
-        ReadError::TooStale { staleness: _ } => {
-            let leader = situation.leaders.leader(shard.id()).map(|leader| leader.node);
-            situation.not_leader(shard, leader.filter(|leader| *leader != situation.node))
-        }
         ReadError::TooFarAhead(error) => ServiceError::SnapshotUnavailable { asked, why: error.to_string() },
         ReadError::Overloaded { queue } => overloaded(queue),
         ReadError::Stopped => stopped(),

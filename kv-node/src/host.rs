@@ -28,8 +28,11 @@ use crate::catalog::current::CurrentCatalog;
 use crate::catalog::{CatalogView, LeaderRecord, Leaders};
 use reconcile::{HostStep, initial_voters, plan};
 
-/// Replicas opened or stopped at once: each reads its log, so more than this only queue at the disk.
+/// Replicas created, destroyed or stopped at once: more than this only queue at the disk.
 const AT_ONCE: usize = 16;
+
+/// Replicas reopened at once: each holds up to 64 entries of its log in memory while it applies them again.
+const REOPENED_AT_ONCE: usize = 4;
 
 /// What failed is tried again after this long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -97,7 +100,7 @@ impl Host {
             retention: record.retention,
             initialize: view.shard(record.shard).and_then(|info| initial_voters(info, record.replica)),
         });
-        let mut started = stream::iter(specs).map(|spec| self.start(spec)).buffer_unordered(AT_ONCE);
+        let mut started = stream::iter(specs).map(|spec| self.start(spec)).buffer_unordered(REOPENED_AT_ONCE);
         while let Some(result) = started.next().await {
             result?;
         }

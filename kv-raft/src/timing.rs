@@ -24,6 +24,9 @@ pub struct Timing {
     /// Entries kept in the log although they are durably applied: a follower that is less than this behind is served
     /// from the log, not by a snapshot.
     pub log_entries_kept: u64,
+    /// The same in bytes, about: whichever is reached first. A snapshot of a shard that writes this much is not dearer
+    /// than its log, and the logs of a node's shards share its disk.
+    pub log_bytes_kept: u64,
     /// Bytes per second of all snapshots a node sends together; 0 sets no limit.
     pub snapshot_bytes_per_second: u64,
 }
@@ -38,6 +41,7 @@ impl Default for Timing {
             flush_interval: Duration::from_secs(30),
             flush_log_bytes: 64 << 20,
             log_entries_kept: 10_000,
+            log_bytes_kept: 64 << 20,
             snapshot_bytes_per_second: 64 << 20,
         }
     }

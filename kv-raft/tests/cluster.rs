@@ -236,16 +236,14 @@ async fn each_way_of_reading_gives_what_it_promises() {
     assert_eq!(again.get_at(b"a", at).unwrap().unwrap().value, Bytes::from_static(b"1"), "a snapshot does not change");
     assert_eq!(again.get(b"a").unwrap().unwrap().value, Bytes::from_static(b"2"));
 
-    let fresh = ReadMode::Stale { max_staleness: Some(Duration::from_secs(1)) };
-    follower.read(fresh).await.unwrap();
+    // However fresh a follower looks, its leader may have no majority: only the leader serves a bound.
+    let fresh = ReadMode::Stale { max_staleness: Some(Duration::from_secs(3600)) };
+    assert_eq!(leader.read(fresh).await.unwrap().get(b"a").unwrap().unwrap().value, Bytes::from_static(b"2"));
+    let refused = follower.read(fresh).await;
+    assert!(matches!(refused, Err(ReadError::NotLeader { leader: Some(info) }) if info.replica == leader.replica()));
     let others: Vec<_> = cluster.nodes.keys().copied().filter(|node| node.0 != follower.replica().0).collect();
     for node in others {
         cluster.kill(node).await;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    while follower.read(fresh).await.is_ok() {
-        assert!(Instant::now() < deadline, "a follower without a leader must notice");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     follower.read(ReadMode::Stale { max_staleness: None }).await.unwrap();
     cluster.stop_all().await;
@@ -300,9 +298,8 @@ async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes
     assert_eq!(queued.1, Err(ProposeError::NoQuorum));
     assert_eq!(leader.propose(put("c", "1")).await, Err(ProposeError::NoQuorum), "at once, without waiting");
     drop(leader);
-    for node in others {
-        cluster.restart(node, ReplicaId(node.0)).await;
-    }
+    // One is enough for a majority.
+    cluster.restart(others[0], ReplicaId(others[0].0)).await;
     for taken in taken {
         println!("{:?}", taken.await.unwrap());
     }

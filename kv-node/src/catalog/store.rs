@@ -110,7 +110,7 @@ fn read_error(error: ReadError) -> StoreError {
     match error {
         ReadError::NotLeader { leader } => StoreError::NotLeader(leader),
         ReadError::NoQuorum | ReadError::Stopped => StoreError::NotLeader(None),
-        ReadError::TooStale { .. } | ReadError::TooFarAhead(_) | ReadError::Overloaded { .. } | ReadError::Fatal(_) => {
+        ReadError::TooFarAhead(_) | ReadError::Overloaded { .. } | ReadError::Fatal(_) => {
             StoreError::Refused(error.to_string())
         }
     }

@@ -77,6 +77,8 @@ pub struct Config {
     pub flush_interval: Duration,
     /// Log entries of a shard kept beyond need, so that a follower that was away briefly needs no snapshot.
     pub log_entries_kept: u64,
+    /// The same in bytes, whichever is reached first.
+    pub log_bytes_kept: u64,
     /// Most bytes per second a node sends as snapshots; 0 means no limit.
     pub snapshot_bytes_per_second: u64,
     /// Below this much free disk the node takes no writes.
@@ -131,6 +133,7 @@ impl Default for Config {
             data_write_buffer: 64 << 20,
             flush_interval: Duration::from_secs(30),
             log_entries_kept: 10_000,
+            log_bytes_kept: 64 << 20,
             snapshot_bytes_per_second: 128 << 20,
             disk_free_min: 256 << 20,
             disk_check_interval: Duration::from_secs(1),

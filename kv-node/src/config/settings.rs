@@ -70,6 +70,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(data_write_buffer, size, "SIZE", "Memory for data not flushed yet"),
     setting!(flush_interval, duration, "DURATION", "How often applied data is flushed"),
     setting!(log_entries_kept, plain, "NUMBER", "Log entries kept for followers that were away briefly"),
+    setting!(log_bytes_kept, size, "SIZE", "The same in bytes, for each shard"),
     setting!(snapshot_bytes_per_second, size, "SIZE", "Most bytes sent as snapshots per second; 0: no limit"),
     setting!(disk_free_min, size, "SIZE", "Below this much free disk the node takes no writes"),
     setting!(disk_check_interval, duration, "DURATION", "How often the free disk is looked at"),

@@ -333,6 +333,7 @@ fn context(
         hibernate_after: (!config.hibernate_after.is_zero()).then_some(config.hibernate_after),
         flush_interval: config.flush_interval,
         log_entries_kept: config.log_entries_kept,
+        log_bytes_kept: config.log_bytes_kept,
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
         ..Timing::default()
     };

@@ -210,6 +210,12 @@ impl LogEngine {
         &self.0.dir
     }
 
+    /// The index through which a shard's log must be purged to hold about this many bytes; None if it holds no more.
+    #[must_use]
+    pub fn excess(&self, shard: ShardId, budget: u64) -> Option<u64> {
+        self.0.shared.shard(shard)?.lock().excess(budget)
+    }
+
     /// Waits until the log of a shard is durable through an index. An atomic load when it is.
     pub async fn wait_durable(&self, shard: ShardId, index: u64) -> Result<(), LogError> {
         let log = self.0.shared.shard(shard).ok_or(LogError::NoLog(shard))?;

@@ -24,6 +24,58 @@ use crate::types::{Entry, LogId, Vote};
 /// What an entry costs in memory beside its encoded bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
+/// How far apart the points are at which the log's bytes are known.
+const MARK_BYTES: u64 = 256 << 10;
+
+/// The bytes of a log, known at points of it: an estimate that is off by at most a mark after a truncation or a purge.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Ever added and not truncated.
+    total: u64,
+    /// What of it was purged.
+    purged: u64,
+    /// Index and total through it, ascending in both.
+    marks: VecDeque<(u64, u64)>,
+}
+
+impl Marks {
+    fn marked(&self) -> u64 {
+        self.marks.back().map_or(self.purged, |mark| mark.1)
+    }
+
+    fn add(&mut self, index: u64, bytes: u64) {
+        self.total += bytes;
+        if self.total - self.marked() >= MARK_BYTES {
+            self.marks.push_back((index, self.total));
+        }
+    }
+
+    fn truncate(&mut self, start: u64) {
+        let before = self.marks.len();
+        while self.marks.back().is_some_and(|mark| mark.0 >= start) {
+            self.marks.pop_back();
+        }
+        if self.marks.len() < before {
+            self.total = self.marked();
+        }
+    }
+
+    fn purge(&mut self, upto: u64) {
+        while let Some(mark) = self.marks.front().filter(|mark| mark.0 <= upto) {
+            self.purged = mark.1;
+            self.marks.pop_front();
+        }
+    }
+
+    fn excess(&self, budget: u64) -> Option<u64> {
+        if self.total - self.purged <= budget {
+            return None;
+        }
+        let first = self.marks.partition_point(|mark| self.total - mark.1 > budget);
+        self.marks.get(first).or(self.marks.back()).map(|mark| mark.0)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct ShardLog {
@@ -51,6 +103,7 @@ pub(super) struct State {
     generation: u64,
     cache: VecDeque<Entry>,
     cache_start: u64,
+    size: Marks,
 }
 
 /// Where a range of entries is.
@@ -80,6 +133,16 @@ impl State {
         self.generation
     }
 
+    /// Counts an entry that the log holds.
+    pub(super) fn count(&mut self, index: u64, bytes: usize) {
+        self.size.add(index, bytes as u64);
+    }
+
+    /// The index through which the log must be purged to hold about this many bytes; None if it holds no more.
+    pub(super) fn excess(&self, budget: u64) -> Option<u64> {
+        self.size.excess(budget)
+    }
+
     /// Adds entries; returns the bytes they take.
     pub(super) fn append(&mut self, shard: ShardId, entries: &[Entry]) -> Result<usize, LogError> {
         let mut next = self.next();
@@ -93,6 +156,7 @@ impl State {
                 return Err(LogError::Hole { shard, index: entry.log_id.index, next: expected });
             }
         }
+        entries.iter().for_each(|entry| self.count(entry.log_id.index, codec::entry_bytes(entry)));
         self.cache.extend(entries.iter().cloned());
         self.last = entries.last().map(|entry| entry.log_id);
         Ok(entries.iter().map(cost).sum())
@@ -107,6 +171,7 @@ impl State {
         let keep = usize::try_from(start.saturating_sub(self.cache_start)).unwrap_or(usize::MAX).min(self.cache.len());
         let freed = self.cache.drain(keep..).map(|entry| cost(&entry)).sum();
         self.cache_start = self.cache_start.min(start);
+        self.size.truncate(start);
         // A log id the caller named exists; what remains before the first entry is the purged one.
         self.last = if start == self.first { self.purged } else { after };
         self.generation += 1;
@@ -122,6 +187,7 @@ impl State {
         let drop = usize::try_from(start.saturating_sub(self.cache_start)).unwrap_or(usize::MAX).min(self.cache.len());
         let freed = self.cache.drain(..drop).map(|entry| cost(&entry)).sum();
         self.cache_start = self.cache_start.max(start);
+        self.size.purge(upto.index);
         if self.next() <= start {
             self.last = Some(upto);
         }

@@ -159,11 +159,13 @@ fn read_state(shards: &mut BTreeMap<ShardId, Found>, key: &[u8], value: Bytes) -
 fn read_entry(shards: &mut BTreeMap<ShardId, Found>, key: &[u8], value: Bytes) -> Result<(), String> {
     let (shard, index) = layout::parse_log_key(key).ok_or_else(|| format!("{key:?} is no key of column family log"))?;
     let found = shards.get_mut(&shard).ok_or_else(|| format!("shard {shard} has entries but no state"))?;
+    let bytes = value.len();
     let entry = codec::decode_entry(value).map_err(|error| format!("entry {index} of shard {shard}: {error}"))?;
     let next = found.state.next();
     if entry.log_id.index != index || index != next {
         return Err(format!("the log of shard {shard} continues with entry {index}, expected was {next}"));
     }
     found.state.last = Some(entry.log_id);
+    found.state.count(index, bytes);
     Ok(())
 }

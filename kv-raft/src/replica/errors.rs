@@ -6,7 +6,6 @@
 //! Not here: refusals of commands, which are replies (command); what a client is told (kv-proto, errors).
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 
@@ -62,12 +61,6 @@ pub enum ReadError {
     /// This replica leads but hears from no majority.
     #[error("the shard's leader has no majority")]
     NoQuorum,
-    /// This replica has not heard from its leader for longer than the read allows.
-    #[error("this replica's state may be {staleness:?} old")]
-    TooStale {
-        /// How old it may be; None if it never heard from a leader.
-        staleness: Option<Duration>,
-    },
     /// The timestamp lies further ahead than clocks may differ.
     #[error(transparent)]
     TooFarAhead(#[from] TooFarAhead),

@@ -11,13 +11,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use kv_proto::ids::{NodeId, ReplicaId};
+use kv_proto::ids::ReplicaId;
 use kv_proto::pb::raft::v1::FrameKind;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
 
-use super::{Contact, Replica};
+use super::Replica;
 use crate::state_machine::{SnapshotData, SnapshotSink};
 use crate::transport::{self, Inbound, Origin};
 use crate::types::{ShardRaft, SnapshotMeta, Vote};
@@ -34,7 +34,7 @@ impl Inbound for Replica {
         body: Bytes,
     ) -> BoxFuture<'static, Result<Bytes, String>> {
         match kind {
-            FrameKind::Append => async move { self.append(from.node, body).await }.boxed(),
+            FrameKind::Append => async move { self.append(body).await }.boxed(),
             FrameKind::Vote => async move { self.vote(&body, false).await }.boxed(),
             FrameKind::PreVote => async move { self.vote(&body, true).await }.boxed(),
             FrameKind::TransferLeader => async move { self.transferred(&body).await }.boxed(),
@@ -69,24 +69,16 @@ impl Inbound for Replica {
 }
 
 impl Replica {
-    async fn append(&self, node: NodeId, body: Bytes) -> Result<Bytes, String> {
-        let arrived = Instant::now();
+    async fn append(&self, body: Bytes) -> Result<Bytes, String> {
         let bytes = body.len();
         let request: AppendEntriesRequest<ShardRaft> = transport::decode_append(body).map_err(|e| e.to_string())?;
         if !request.entries.is_empty() {
             self.context.count_log_bytes(bytes);
             self.noticed();
         }
-        let committed = request.leader_commit.map_or(0, |id| id.index);
         let appended = self.raft.append_entries(request);
         self.roused();
         let response = appended.await.map_err(|e| e.to_string())?;
-        match &response {
-            AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
-                *self.contact.lock() = Some(Contact { at: arrived, node, committed });
-            }
-            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
-        }
         Ok(transport::encode_appended(&response))
     }
 

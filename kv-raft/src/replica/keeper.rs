@@ -1,7 +1,7 @@
 //! What is done for all replicas of a node on a schedule: flushing, purging, going to sleep, waking when a node is lost.
 //!
 //! Invariants: one timer each for all replicas; a sleeping replica costs a look at one flag; the log is purged only up
-//! to what is durably applied, because only a flush asks for it.
+//! to what is durably applied, because only a flush asks for it, and no further than the snapshot that names it.
 //!
 //! Not here: how a shard goes to sleep (sleep); what purging deletes (log_store).
 
@@ -57,6 +57,12 @@ pub(super) async fn flush_once(shared: &Arc<Shared>) -> Result<(), String> {
         if replica.durable.fetch_max(applied.index, Ordering::AcqRel) < applied.index {
             // Fails only for a replica that stops.
             let _ = replica.raft.trigger().snapshot().await;
+        }
+        // openraft keeps a number of entries, whatever their size. It purges no further than the snapshot it knows
+        // (engine_impl, trigger_purge_log), and that is never ahead of what a flush made durable; what this flush
+        // added is purged by the next if its snapshot is not known yet.
+        if let Some(index) = shared.log.excess(shard, shared.timing.log_bytes_kept) {
+            let _ = replica.raft.trigger().purge_log(index.min(applied.index)).await;
         }
     }
     Ok(())

@@ -186,7 +186,7 @@ fn members(status: &ReplicaState) -> impl Iterator<Item = (ReplicaId, NodeId)> +
 fn from_read(error: ReadError) -> MembershipError {
     match error {
         ReadError::NotLeader { leader } => MembershipError::NotLeader { leader },
-        ReadError::NoQuorum | ReadError::TooStale { .. } | ReadError::TooFarAhead(_) => MembershipError::NoQuorum,
+        ReadError::NoQuorum | ReadError::TooFarAhead(_) => MembershipError::NoQuorum,
         ReadError::Overloaded { .. } => MembershipError::Busy,
         ReadError::Stopped | ReadError::Fatal(_) => MembershipError::Stopped,
     }

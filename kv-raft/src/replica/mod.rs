@@ -70,15 +70,6 @@ pub struct ReplicaSpec {
     pub initialize: Option<BTreeMap<ReplicaId, NodeId>>,
 }
 
-/// When and from where a follower last heard from its leader.
-#[derive(Clone, Copy, Debug)]
-struct Contact {
-    at: Instant,
-    node: NodeId,
-    /// What the leader said was committed.
-    committed: u64,
-}
-
 /// A running replica.
 pub struct Replica {
     shard: ShardId,
@@ -99,7 +90,6 @@ pub struct Replica {
     may_lead: AtomicBool,
     /// Until then this process grants no votes and stands for none; None if it never gave a lease away.
     votes_from: Option<Instant>,
-    contact: Mutex<Option<Contact>>,
     /// Last index known to be applied durably.
     durable: AtomicU64,
     changing: tokio::sync::Mutex<()>,
@@ -145,7 +135,6 @@ impl Replica {
             dozing: AtomicBool::new(false),
             may_lead: AtomicBool::new(true),
             votes_from,
-            contact: Mutex::new(None),
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),
             changing: tokio::sync::Mutex::new(()),
             tasks: TaskTracker::new(),

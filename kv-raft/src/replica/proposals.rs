@@ -34,8 +34,10 @@ use crate::types::ShardRaft;
 /// entries smaller, and consensus costs per entry.
 const IN_FLIGHT: usize = 2;
 
-/// An entry ends once it reaches this many bytes: small enough that one entry does not hold up the next for long.
-const ENTRY_BYTES_TARGET: usize = 1 << 20;
+/// An entry ends before it exceeds this many bytes, unless one command does: small enough that it does not hold up the
+/// next for long, and that the 64 entries openraft reads at once when it applies a log again at start fit in memory for
+/// several shards.
+const ENTRY_BYTES_TARGET: usize = 256 << 10;
 
 /// Most commands of one entry; bounds the time one apply takes.
 const ENTRY_COMMANDS_MAX: usize = 4096;
@@ -345,7 +347,7 @@ impl Replica {
 fn not_confirmed(error: ReadError) -> ProposeError {
     match error {
         ReadError::NotLeader { leader } => ProposeError::NotLeader { leader },
-        ReadError::NoQuorum | ReadError::TooStale { .. } | ReadError::TooFarAhead(_) => ProposeError::NoQuorum,
+        ReadError::NoQuorum | ReadError::TooFarAhead(_) => ProposeError::NoQuorum,
         ReadError::Overloaded { queue } => ProposeError::Overloaded { queue },
         ReadError::Stopped => ProposeError::Stopped,
         ReadError::Fatal(reason) => ProposeError::Fatal(reason),

@@ -1,7 +1,7 @@
 //! Reads: which state of the shard a reader may see, and the wait until this replica has it.
 //!
 //! A quorum round is shared: every reader that waits when one begins is served by it, and those that come meanwhile
-//! wait for the next. Clocks are trusted only where the caller asked for a lease or for bounded staleness.
+//! wait for the next. Clocks are trusted only where the caller asked for a lease.
 //!
 //! A snapshot read at T must see every commit at or before T, now and for ever. Commit timestamps rise in log order,
 //! so it suffices that some applied commit is at or after T; if none is, a command that does nothing makes one.
@@ -39,7 +39,8 @@ pub enum ReadMode {
     Linearizable,
     /// The same, if clocks run at nearly the same speed; asks nobody while the leader's lease holds.
     Lease,
-    /// What this replica has, leader or not, if it was in touch with its leader within this time; None is however old.
+    /// What this replica has, leader or not, however old. With a bound: the same as `Linearizable`, which is never older
+    /// than it.
     Stale {
         /// How old it may be.
         max_staleness: Option<Duration>,
@@ -76,7 +77,8 @@ impl Replica {
     pub async fn read(&self, mode: ReadMode) -> Result<ReadView, ReadError> {
         let begun = Instant::now();
         let view = match mode {
-            ReadMode::Linearizable => {
+            // A follower cannot tell how old its state is: its leader may be cut off from a majority that has another.
+            ReadMode::Linearizable | ReadMode::Stale { max_staleness: Some(_) } => {
                 self.check_reads_here()?;
                 self.used();
                 let index = self.read_index().await?;
@@ -89,7 +91,6 @@ impl Replica {
                 self.view_at(index).await
             }
             ReadMode::Stale { max_staleness: None } => self.view(),
-            ReadMode::Stale { max_staleness: Some(limit) } => self.stale_view(limit).await,
             ReadMode::Snapshot { at } => {
                 self.check_reads_here()?;
                 self.used();
@@ -203,27 +204,6 @@ impl Replica {
             | DataError::BadSnapshot(_)
             | DataError::OutsideRange { .. } => ReadError::Fatal(error.to_string()),
         })
-    }
-
-    async fn stale_view(&self, limit: Duration) -> Result<ReadView, ReadError> {
-        if self.is_leader() {
-            self.used();
-            let index = self.read_index().await?;
-            return self.view_at(index).await;
-        }
-        let contact = *self.contact.lock();
-        let staleness = match contact {
-            // While the shard sleeps its leader's node stands in: a write would have woken us over the same link.
-            Some(contact) if self.is_hibernated() => {
-                self.context.transport.last_heard(contact.node).map(|heard| heard.min(contact.at.elapsed()))
-            }
-            Some(contact) => Some(contact.at.elapsed()),
-            None => None,
-        };
-        match (contact, staleness) {
-            (Some(contact), Some(staleness)) if staleness <= limit => self.view_at(contact.committed).await,
-            _ => Err(ReadError::TooStale { staleness }),
-        }
     }
 
     async fn snapshot_view(&self, at: Timestamp) -> Result<ReadView, ReadError> {

@@ -278,3 +278,26 @@ async fn an_engine_dropped_without_closing_keeps_what_was_queued() {
     answer.await.unwrap().unwrap();
     assert_eq!(reopened(dir.path(), 1).await, entries(1, 0..3));
 }
+
+#[tokio::test]
+async fn a_log_knows_up_to_where_it_must_be_purged_to_fit_its_bytes_also_when_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut log = store(&engine, 1);
+    let large = |range: std::ops::Range<u64>| range.map(|index| entry(1, index, 256 << 10)).collect::<Vec<_>>();
+    append(&mut log, large(0..16)).await;
+    let budget = 2_u64 << 20;
+    assert_eq!(engine.excess(ShardId(1), 8 << 20), None);
+    assert_eq!(engine.excess(ShardId(9), 0), None);
+    let first = engine.excess(ShardId(1), budget).unwrap();
+    assert!((7..=9).contains(&first), "{first}");
+    log.truncate_after(Some(log_id(1, 13))).await.unwrap();
+    assert_eq!(engine.excess(ShardId(1), budget), Some(first - 2));
+    append(&mut log, large(14..16)).await;
+    engine.close().await;
+    let engine = open(dir.path());
+    let mut log = store(&engine, 1);
+    assert_eq!(engine.excess(ShardId(1), budget), Some(first));
+    log.purge(log_id(1, first)).await.unwrap();
+    assert_eq!(engine.excess(ShardId(1), budget), None);
+}
