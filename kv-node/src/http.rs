@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +36,9 @@ const CONNECTIONS_MAX: usize = 256;
 
 /// A scrape takes milliseconds.
 const END: Duration = Duration::from_secs(1);
+
+/// Longest life of a connection: scrapers connect again, and connections that say nothing give their places back.
+const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 
 /// What the endpoints tell of.
 pub struct Status {
@@ -65,13 +70,17 @@ impl Http {
     /// Begins to serve.
     #[must_use]
     pub fn start(listener: TcpListener, status: Arc<Status>) -> Self {
+        Self::serve(listener, status, CONNECTION_LIFE)
+    }
+
+    fn serve(listener: TcpListener, status: Arc<Status>, life: Duration) -> Self {
         let http = Self { tasks: TaskTracker::new(), stop: CancellationToken::new() };
         let routes = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .with_state(status);
-        let listener = Limited { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+        let listener = Limited { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), life };
         let stop = http.stop.clone();
         let serving = axum::serve(listener, routes).with_graceful_shutdown(async move { stop.cancelled().await });
         http.tasks.spawn(async move {
@@ -129,11 +138,13 @@ fn report(ready: bool, checks: &[(&str, Check)], verbose: bool) -> String {
 struct Limited {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    life: Duration,
 }
 
-/// A connection that gives its place back when dropped.
+/// A connection that gives its place back when dropped, and ends when its time is up.
 struct Placed {
     stream: TcpStream,
+    life: Pin<Box<Sleep>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -144,7 +155,7 @@ impl axum::serve::Listener for Limited {
     async fn accept(&mut self) -> (Placed, SocketAddr) {
         let _place = Arc::clone(&self.places).acquire_owned().await.ok();
         let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (Placed { stream, _place }, address)
+        (Placed { stream, life: Box::pin(tokio::time::sleep(self.life)), _place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -163,6 +174,9 @@ mod placed {
 
     impl AsyncRead for Placed {
         fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.life.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
             Pin::new(&mut self.stream).poll_read(cx, buf)
         }
     }
@@ -207,6 +221,21 @@ mod tests {
         assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-] listener"), "{ready}");
         let metrics = ask(address, "/metrics").await;
         assert!(metrics.contains("kv_stage_seconds_bucket") && metrics.trim_end().ends_with("# EOF"), "{metrics}");
+        http.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn silent_connections_do_not_keep_the_endpoints_from_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let status = Arc::new(Status::new(Arc::default(), Arc::default()));
+        let http = Http::serve(listener, status, Duration::from_millis(100));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(ask(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        drop(silent);
         http.shutdown().await;
     }
 

@@ -74,7 +74,7 @@ fn leadership(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> O
             .help("bring the missing nodes back; on a local cluster", format!("scripts/cluster start {first}"))
             .help(
                 "only if they are gone for good, and at the price of the last writes (docs/operations.md)",
-                format!("kv-node unsafe-recover-shard --shard {id}"),
+                format!("kv-node unsafe-recover-shard --shard {id} --accept-data-loss --data-dir FOLDER"),
             );
         return Some(found);
     }

@@ -170,7 +170,10 @@ fn a_shard_that_lost_its_quorum_names_the_missing_nodes() {
     kill(&mut facts, 2);
     let (what, commands) = text(&facts, "no-quorum");
     assert!(what.contains("1 of 3 voters answer; missing: node 2 (127.0.0.1:7002) and node 3"), "{what}");
-    assert_eq!(commands, ["scripts/cluster start 2", "kv-node unsafe-recover-shard --shard 2"]);
+    assert_eq!(
+        commands,
+        ["scripts/cluster start 2", "kv-node unsafe-recover-shard --shard 2 --accept-data-loss --data-dir FOLDER"]
+    );
 }
 
 #[test]
