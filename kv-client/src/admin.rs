@@ -162,8 +162,11 @@ impl Admin {
             // Every endpoint that cannot be reached was asked once: no use to wait for all of them.
             let all_silent = matches!(&error, CallError::Connection(error) if !error.sent())
                 && usize::try_from(number).is_ok_and(|number| number >= addresses.len().max(2));
+            // A node may be a moment behind the catalog; once all were asked, there is no such shard.
+            let unknown_to_all = matches!(&error, CallError::Service(ServiceError::ShardNotFound { .. }))
+                && usize::try_from(number).is_ok_and(|number| number >= addresses.len());
             match decide(&error, attempt) {
-                Decision::Retry { least, window, .. } if !remaining.is_zero() && !all_silent => {
+                Decision::Retry { least, window, .. } if !remaining.is_zero() && !all_silent && !unknown_to_all => {
                     let pause = least + window.mul_f64(rand::random());
                     sleep_until((Instant::now() + pause).min(deadline.at)).await;
                 }
