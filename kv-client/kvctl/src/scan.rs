@@ -1,12 +1,12 @@
 //! `scan`: lists keys, page by page.
 //!
-//! Invariants: memory holds one page, however long the scan; a JSON document is written as it comes.
+//! Invariants: memory holds about one page, however long the scan; a JSON document is written as it comes.
 //!
 //! Not here: pages and cursors themselves (kv-client, scan).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use kv_client::{Cursor, Page, Scan};
+use kv_client::{Cursor, Entry, Scan};
 use serde_json::Value;
 
 use crate::context::Context;
@@ -18,6 +18,9 @@ use crate::values;
 
 /// Rows that get a common column width, and entries asked for at once.
 const PAGE: usize = 1000;
+
+/// Bytes of values after which rows are shown without waiting for a whole page.
+const SHOWN_BYTES: usize = 1 << 20;
 
 /// Characters of a value on a terminal; `get` shows all of it.
 const VALUE_SHOWN: usize = 60;
@@ -50,18 +53,32 @@ impl Context {
     pub(crate) async fn scan(&self, args: &ScanArgs) -> Result<Exit, Failure> {
         let mut left = args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let mut cursor = args.cursor.as_deref().map(decode_cursor).transpose()?;
-        let mut printed = 0_usize;
+        let (mut printed, mut bytes, mut entries) = (0_usize, 0_usize, Vec::new());
         if self.output.is_json() {
             self.output.raw(format!("{{\"format\":{JSON_FORMAT},\"entries\":[").as_bytes())?;
         }
         loop {
             let scan = self.begin_scan(args)?.page_size(left.min(PAGE));
-            let page = scan.page(cursor.take()).await.map_err(|error| error.read("scan"))?;
+            let page = match scan.page(cursor.take()).await {
+                Ok(page) => page,
+                Err(error) => {
+                    self.show_entries(args, &entries, printed)?;
+                    return Err(error.read("scan"));
+                }
+            };
             left = left.saturating_sub(page.entries.len());
-            self.show_page(args, &page, printed)?;
-            printed += page.entries.len();
+            bytes += page.entries.iter().map(|entry| entry.value.len()).sum::<usize>();
+            entries.extend(page.entries);
             cursor = page.next;
-            if left == 0 || cursor.is_none() {
+            let is_over = left == 0 || cursor.is_none();
+            // A page ends with its shard: small ones are shown together, so that their columns are the same.
+            if is_over || entries.len() >= PAGE || bytes >= SHOWN_BYTES {
+                self.show_entries(args, &entries, printed)?;
+                printed += entries.len();
+                entries.clear();
+                bytes = 0;
+            }
+            if is_over {
                 break;
             }
         }
@@ -92,14 +109,13 @@ impl Context {
         Ok(if args.keys_only { scan.keys_only() } else { scan })
     }
 
-    fn show_page(&self, args: &ScanArgs, page: &Page, printed: usize) -> Result<(), Failure> {
-        if page.entries.is_empty() {
+    fn show_entries(&self, args: &ScanArgs, entries: &[Entry], printed: usize) -> Result<(), Failure> {
+        if entries.is_empty() {
             return Ok(());
         }
         if self.output.is_json() {
-            let entries =
-                page.entries.iter().map(|entry| Value::Object(entry_json(entry, !args.keys_only)).to_string());
-            let text = entries.collect::<Vec<_>>().join(",\n");
+            let documents = entries.iter().map(|entry| Value::Object(entry_json(entry, !args.keys_only)).to_string());
+            let text = documents.collect::<Vec<_>>().join(",\n");
             let separator = if printed > 0 { ",\n" } else { "" };
             return self.output.raw(format!("{separator}{text}").as_bytes());
         }
@@ -108,7 +124,7 @@ impl Context {
         let names: &[&str] =
             if args.keys_only { &["KEY", ">VERSION?", "WRITTEN?"] } else { &["KEY", "VALUE", ">VERSION?", "WRITTEN?"] };
         let mut grid = Grid::new(names);
-        for entry in &page.entries {
+        for entry in entries {
             let mut row: Vec<Text> = vec![self.show_key(&entry.key).into()];
             if !args.keys_only {
                 let value = self.global.value_encoding.show(&entry.value);
