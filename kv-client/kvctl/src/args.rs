@@ -42,7 +42,8 @@ Exit codes:
   3  unavailable or timed out; nothing was applied
   4  outcome unknown: the write may or may not be applied
   5  doctor or health found problems
-  6  a local file cannot be read or written";
+  6  a local file or stream cannot be read or written
+  130  Ctrl-C";
 
 /// For every command.
 #[derive(Clone, Debug, Args)]

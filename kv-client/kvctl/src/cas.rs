@@ -106,7 +106,7 @@ impl Context {
                 json.insert("current".into(), current_json.unwrap_or(Value::Null));
                 let now = match &current {
                     None => "it does not exist".to_owned(),
-                    Some(entry) => format!("it holds {} as version {}", encoding.show(&entry.value), entry.version.0),
+                    Some(entry) => format!("version {} holds: {}", entry.version.0, encoding.show(&entry.value)),
                 };
                 self.output.show(json.into(), |_| format!("refused: {shown} is not as expected: {now}"))?;
                 Ok(Exit::No)

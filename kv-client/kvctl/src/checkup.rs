@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use kv_proto::pb::admin::v1::{NodeListing, NodeState};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -99,7 +100,9 @@ fn render(facts: &Facts, findings: &[Finding], look: Look) -> String {
         text.push('\n');
     }
     let problems = findings.iter().filter(|finding| finding.severity < Severity::Note).count();
-    let seen = format!("{}, {}", human::count(facts.nodes.len(), "node"), human::count(facts.shards.len(), "shard"));
+    let is_member = |listing: &&NodeListing| listing.node.as_ref().is_some_and(|n| n.state() != NodeState::Removed);
+    let members = facts.nodes.iter().filter(is_member).count();
+    let seen = format!("{}, {}", human::count(members, "node"), human::count(facts.shards.len(), "shard"));
     let verdict = match problems {
         0 => look.paint(&format!("nothing is wrong ({seen})"), Tone::Good),
         number => look.paint(&format!("{} found ({seen})", human::count(number, "problem")), Tone::Bad),

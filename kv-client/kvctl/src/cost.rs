@@ -137,7 +137,8 @@ impl Context {
                 Some(_) => format!("over {}", human::seconds(all.seconds)),
                 None => "since each node's start; --interval 10s measures the present".to_owned(),
             };
-            let footer = format!("Processor time {over}. Per replica: a node's whole process divided by its replicas.");
+            let footer =
+                format!("Processor time {over}.\nPer replica: a node's whole process divided by its replicas.");
             format!("{}\n\n{}", cost_table(&costs, &all).render(look), look.paint(&footer, Tone::Dim))
         })?;
         Ok(Exit::Ok)
@@ -244,7 +245,7 @@ fn cost_table(costs: &[Cost], all: &Cost) -> Grid {
         ">LEADERS",
         ">MEMORY",
         ">MEM/REPLICA",
-        ">CPU TIME",
+        ">CPU TIME?",
         ">CPU",
         ">CPU/REPLICA",
     ]);

@@ -44,6 +44,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// The reason of a failure that is not printed.
+const CLOSED_PIPE: &str = "CLOSED_PIPE";
+
 /// Why a command did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -90,7 +93,13 @@ impl Failure {
 
     /// A file or stream of this machine.
     pub(crate) fn local(verb: &str, file: &Path, error: &std::io::Error) -> Self {
-        Self::new(Exit::Local, "LOCAL", format!("cannot {verb} {}: {error}", file.display()))
+        let reason = if error.kind() == std::io::ErrorKind::BrokenPipe { CLOSED_PIPE } else { "LOCAL" };
+        Self::new(Exit::Local, reason, format!("cannot {verb} {}: {error}", file.display()))
+    }
+
+    /// Whoever read the output has seen enough, as `head` does: nothing to tell.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        self.reason == CLOSED_PIPE
     }
 
     /// The cluster answered no.
@@ -127,7 +136,10 @@ impl Failure {
         match outcome {
             Outcome::Unknown => {
                 self.exit = Exit::Unknown;
-                "look before you repeat it: it may be applied already, or a moment later".clone_into(&mut self.advice);
+                if self.advice != NOT_A_NODE {
+                    "look before you repeat it: it may be applied already, or a moment later"
+                        .clone_into(&mut self.advice);
+                }
             }
             Outcome::NotApplied if self.exit == Exit::Unknown => self.exit = Exit::Unavailable,
             Outcome::NotApplied => {}
@@ -254,6 +266,8 @@ fn silent(error: &ConnectionError) -> String {
 const UNREACHABLE: &str =
     "check that the nodes run and --endpoints names them; scripts/cluster up starts a local cluster";
 
+const NOT_A_NODE: &str = "no kv node serves gRPC there: check --endpoints (the HTTP port is another one)";
+
 fn exit_of(error: &ServiceError) -> Exit {
     match error {
         ServiceError::Invalid { .. }
@@ -316,6 +330,7 @@ fn advice_of(error: &ServiceError) -> &'static str {
         ServiceError::NotReady { .. } => "the node is starting or stopping: try again, or name other --endpoints",
         ServiceError::Internal { .. } => "the node's log says more",
         ServiceError::Foreign { code, .. } if *code == Code::Unavailable => UNREACHABLE,
+        ServiceError::Foreign { code, .. } if *code == Code::Unimplemented => NOT_A_NODE,
         ServiceError::Invalid { .. }
         | ServiceError::DeadlineMissing
         | ServiceError::AlreadyExists { .. }

@@ -147,9 +147,9 @@ mod tests {
         let probe = |address: &str, answer| Probe { address: address.into(), answer, took: Duration::from_millis(3) };
         let probes = [probe("a:1", Ok(("c".into(), 1))), probe("b:2", Err("connection refused".into()))];
         let expected = "\
-ENDPOINT  NODE  ANSWER              TOOK
-a:1          1  ok                   3ms
-b:2          -  connection refused   3ms";
+ENDPOINT  NODE  ANSWER               TOOK
+a:1          1  ok                  3.0ms
+b:2          -  connection refused  3.0ms";
         assert_eq!(table(&probes).render(Look::default()), expected);
     }
 }

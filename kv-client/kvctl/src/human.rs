@@ -28,6 +28,8 @@ pub(crate) fn duration(duration: Duration) -> String {
         format!("{seconds}s")
     } else if seconds > 0 {
         format!("{:.1}s", duration.as_secs_f64())
+    } else if (1..10).contains(&duration.as_millis()) {
+        format!("{:.1}ms", duration.as_secs_f64() * 1e3)
     } else if duration.as_millis() > 0 {
         format!("{}ms", duration.as_millis())
     } else {
@@ -95,7 +97,10 @@ mod tests {
         for (ms, text) in shown {
             assert_eq!(duration(Duration::from_millis(ms)), text);
         }
-        assert_eq!(duration(Duration::from_micros(850)), "850µs");
+        let short = [(850, "850µs"), (2_340, "2.3ms"), (9_900, "9.9ms"), (12_345, "12ms")];
+        for (micros, text) in short {
+            assert_eq!(duration(Duration::from_micros(micros)), text);
+        }
     }
 
     #[test]

@@ -83,6 +83,9 @@ impl Context {
 
 /// Prints a failure for whoever reads it; its exit code.
 pub(crate) fn report(failure: &Failure, output: &Output) -> Exit {
+    if failure.is_closed_pipe() {
+        return failure.exit;
+    }
     let text = if output.is_json() { failure.json().to_string() } else { failure.render(output.error_look) };
     // Nothing is left to tell if standard error is gone.
     drop(writeln!(std::io::stderr().lock(), "{text}"));

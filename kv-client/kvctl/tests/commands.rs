@@ -95,7 +95,7 @@ async fn cas_changes_only_what_is_as_expected() {
     assert_eq!(run(&fake, &["cas", "a", "--absent", "--set", "-1"]).await.code, 0);
     let refused = run(&fake, &["cas", "a", "--expect", "2", "--set", "3"]).await;
     assert_eq!(refused.code, 1);
-    assert_eq!(refused.text(), "refused: a is not as expected: it holds -1 as version 111411200000000000\n");
+    assert_eq!(refused.text(), "refused: a is not as expected: version 111411200000000000 holds: -1\n");
     let json = run(&fake, &["cas", "a", "--expect", "2", "--delete", "-o", "json"]).await.json();
     assert_eq!((&json["succeeded"], &json["current"]["value"]), (&false.into(), &"-1".into()));
     assert_eq!(run(&fake, &["cas", "a", "--version", "111411200000000000", "--delete"]).await.code, 0);

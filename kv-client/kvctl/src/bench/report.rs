@@ -143,13 +143,13 @@ impl Report {
     fn cost_line(&self) -> String {
         let operations = self.all().latency.len();
         let own =
-            format!("this process: {:.1} us of processor time an operation", micros_each(self.cost.own, operations));
+            format!("this process: {:.1} µs of processor time an operation", micros_each(self.cost.own, operations));
         let Some(nodes) = self.cost.nodes else {
             return own;
         };
         let resident: Vec<String> = self.cost.resident.iter().map(|bytes| human::size(*bytes)).collect();
         format!(
-            "nodes: {:.1} us an operation in all; memory {}; {own}",
+            "nodes: {:.1} µs an operation in all; memory {}\n{own}",
             micros_each(nodes, operations),
             resident.join(", ")
         )
