@@ -108,7 +108,7 @@ impl Peers {
 
     async fn channel(&self, address: &str, within: Duration) -> Result<Channel, ServiceError> {
         let unreachable = |error: kv_client::connection::ConnectionError| ServiceError::NotReady {
-            why: format!("{address}: {error}"),
+            why: error.to_string(),
             retry_after: Duration::from_millis(200),
         };
         self.pool.get(address).channel(Instant::now() + within).await.map_err(unreachable)

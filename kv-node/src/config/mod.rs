@@ -121,7 +121,7 @@ impl Default for Config {
             bootstrap_nodes: 1,
             default_shards: 0,
             join: Vec::new(),
-            log: "info,openraft=warn".to_owned(),
+            log: "info,openraft=error".to_owned(),
             log_format: LogFormat::Text,
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(400),

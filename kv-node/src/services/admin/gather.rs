@@ -28,6 +28,7 @@ pub(super) async fn nodes(shared: &Arc<NodeShared>) -> Vec<NodeListing> {
     let listing = |node: &kv_proto::pb::admin::v1::Node| {
         let (status, unreachable_reason) = match answers.remove(&node.node_id) {
             Some(Ok(status)) => (Some(status), String::new()),
+            Some(Err(ServiceError::NotReady { why, .. })) => (None, why),
             Some(Err(error)) => (None, error.to_string()),
             None => (None, "it is not a member any more".to_owned()),
         };
