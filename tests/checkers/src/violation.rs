@@ -1,0 +1,26 @@
+//! A broken promise, for people.
+
+use std::fmt;
+
+/// What a checker found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Violation {
+    /// The name of the checker's module.
+    pub property: &'static str,
+    /// What is wrong and where, in one line.
+    pub what: String,
+}
+
+impl Violation {
+    /// Of this property.
+    #[must_use]
+    pub fn new(property: &'static str, what: impl Into<String>) -> Self {
+        Self { property, what: what.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.property, self.what)
+    }
+}
