@@ -84,6 +84,7 @@ impl Call<'_> {
         keys: &Keys,
     ) -> Result<Response, ServiceError> {
         let header = || Some(self.header(shard));
+        // Get, put and delete are small and in place; a call carries the space of the largest, so the others are boxed.
         match (request, keys) {
             (Request::Get(get), Keys::One(key)) => {
                 let (view, at) = self.read(get.read.as_ref(), space, shard).await?;
@@ -107,15 +108,17 @@ impl Call<'_> {
                 Ok(Response::Delete(DeleteResponse { header: header(), commit_timestamp: commit.0, deleted }))
             }
             (Request::CompareAndSet(cas), Keys::One(key)) => {
-                self.compare_and_set(cas, key, shard).await.map(Response::CompareAndSet)
+                Box::pin(self.compare_and_set(cas, key, shard)).await.map(Response::CompareAndSet)
             }
             (Request::BatchGet(batch), Keys::Many(keys)) => {
-                self.batch_get(batch, keys, space, shard).await.map(Response::BatchGet)
+                Box::pin(self.batch_get(batch, keys, space, shard)).await.map(Response::BatchGet)
             }
             (Request::BatchWrite(batch), Keys::Many(keys)) => {
-                self.batch_write(batch, keys, shard).await.map(Response::BatchWrite)
+                Box::pin(self.batch_write(batch, keys, shard)).await.map(Response::BatchWrite)
             }
-            (Request::Scan(scan), Keys::Scan { bounds, from }) => self.scan(scan, bounds, from, space, shard).await,
+            (Request::Scan(scan), Keys::Scan { bounds, from }) => {
+                Box::pin(self.scan(scan, bounds, from, space, shard)).await
+            }
             (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => {
                 Err(internal("the keys of a call are not of its kind", Outcome::NotApplied))
             }

@@ -12,6 +12,10 @@ use kv_node::run::RunError;
 use kv_node::{run, telemetry};
 use kv_proto::ids::ShardId;
 
+/// Also RocksDB's: the feature replaces malloc itself.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The configuration is at fault.
 const EXIT_CONFIG: u8 = 2;
 

@@ -117,7 +117,9 @@ impl Server {
                     let began = Begun::now();
                     let writes = is_write(&request);
                     let connection = self.shared.pool.get(&address);
-                    let answer = connection.call(forward::onward(request.clone(), deadline), deadline).await;
+                    // Boxed: every call would carry the space of this rare way.
+                    let forwarded = connection.call(forward::onward(request.clone(), deadline), deadline);
+                    let answer = Box::pin(forwarded).await;
                     self.metrics.observe(EdgeStage::Forward, began);
                     let error = match answer {
                         Ok(response) => return Ok(response),

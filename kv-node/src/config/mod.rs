@@ -46,7 +46,7 @@ pub struct Config {
     pub bootstrap: bool,
     /// The `default` keyspace is created once this many nodes joined.
     pub bootstrap_nodes: u32,
-    /// Shards of the `default` keyspace; 0 means two per bootstrap node.
+    /// Shards of the `default` keyspace; 0 means one per bootstrap node.
     pub default_shards: u32,
     /// Addresses of any members of the cluster to join if the folder is empty.
     pub join: Vec<String>,
@@ -155,7 +155,7 @@ impl Config {
     /// Shards of the `default` keyspace, with the default worked out.
     #[must_use]
     pub fn default_shards(&self) -> u32 {
-        if self.default_shards == 0 { self.bootstrap_nodes.saturating_mul(2).max(1) } else { self.default_shards }
+        if self.default_shards == 0 { self.bootstrap_nodes.max(1) } else { self.default_shards }
     }
 }
 

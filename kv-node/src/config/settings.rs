@@ -56,7 +56,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(http_advertise, plain, "ADDRESS", "The address others reach that by [default: http-listen]"),
     setting!(bootstrap, plain, "BOOL", "Begin a new cluster if the data folder is empty"),
     setting!(bootstrap_nodes, plain, "NUMBER", "Create the default keyspace once this many nodes joined"),
-    setting!(default_shards, plain, "NUMBER", "Shards of the default keyspace; 0: two per bootstrap node"),
+    setting!(default_shards, plain, "NUMBER", "Shards of the default keyspace; 0: one per bootstrap node"),
     setting!(join, list, "ADDRESSES", "Members of the cluster to join if the data folder is empty, by commas"),
     setting!(log, plain, "FILTER", "Which log lines, as in info,kv_raft=debug"),
     setting!(log_format, log_format, "FORMAT", "text or json"),

@@ -1,7 +1,7 @@
 //! Commands on their way into the log: those that wait together become one entry.
 //!
-//! Invariants: at most [`IN_FLIGHT`] entries of a replica are proposed at once, and whatever waits when one is done
-//! goes into the next; nothing lingers. Every command taken from the queue is answered exactly once; one whose caller
+//! Invariants: whatever waits when an entry is done goes into the next; nothing lingers. A second entry is proposed
+//! beside one in flight only if that one is large. Every command taken from the queue is answered exactly once; one whose caller
 //! has gone before it was taken is never proposed, so a caller whose time runs out knows whether it may still apply.
 //! While entries get no answer from a majority, what waits behind them is refused, not held.
 //!
@@ -30,9 +30,12 @@ use crate::command::{CommandBatch, EncodedCommand, Reply};
 use crate::metrics::Stage;
 use crate::types::ShardRaft;
 
-/// Entries of one replica proposed at once: while one is being synced the next is on its way. More would only make
-/// entries smaller, and consensus costs per entry.
+/// Entries of one replica proposed at once. Consensus costs per entry, so commands had better wait for company than set
+/// out alone; but while a large entry is sent and synced the next can be on its way.
 const IN_FLIGHT: usize = 2;
+
+/// With so many bytes in flight another entry is proposed beside them.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// An entry ends before it exceeds this many bytes, unless one command does: small enough that it does not hold up the
 /// next for long, and that the 64 entries openraft reads at once when it applies a log again at start fit in memory for
@@ -63,8 +66,10 @@ struct Waiting {
 struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
-    /// Invariant: at most [`IN_FLIGHT`].
+    /// Tasks that propose entries. Invariant: at most [`IN_FLIGHT`].
     in_flight: usize,
+    /// Bytes of their entries.
+    in_flight_bytes: usize,
     /// Commands that have left the queue, since the beginning. As they leave in the order they came, it tells of each
     /// whether it waits.
     left: u64,
@@ -103,12 +108,28 @@ impl Queue {
         number >= self.left
     }
 
+    /// Whether an entry may be proposed beside `others` in flight.
+    fn may_propose(&self, others: usize) -> bool {
+        others == 0 || (others < IN_FLIGHT && self.in_flight_bytes >= LARGE_BYTES)
+    }
+
+    /// What the next entry holds and its bytes, for a task that has none in flight; None ends it.
+    fn next_entry(&mut self) -> Option<(Vec<Waiting>, usize)> {
+        let (taken, bytes) = if self.may_propose(self.in_flight - 1) { self.take() } else { Default::default() };
+        if taken.is_empty() {
+            self.in_flight -= 1;
+            return None;
+        }
+        self.in_flight_bytes += bytes;
+        Some((taken, bytes))
+    }
+
     fn drain(&mut self) -> Vec<Waiting> {
         std::iter::from_fn(|| self.pop()).collect()
     }
 
-    /// What the next entry holds; leaves out callers that have gone.
-    fn take(&mut self) -> Vec<Waiting> {
+    /// What the next entry holds, and its bytes; leaves out callers that have gone.
+    fn take(&mut self) -> (Vec<Waiting>, usize) {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.waiting.front() {
@@ -122,7 +143,7 @@ impl Queue {
                 taken.push(next);
             }
         }
-        taken
+        (taken, bytes)
     }
 }
 
@@ -195,7 +216,7 @@ impl Replica {
             let Some(number) = queue.push(Waiting { command, answer, since: Instant::now() }) else {
                 return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
             };
-            let start = queue.in_flight < IN_FLIGHT;
+            let start = queue.may_propose(queue.in_flight);
             if start {
                 queue.in_flight += 1;
             }
@@ -227,15 +248,7 @@ impl Replica {
     /// Proposes entry after entry until nothing waits.
     async fn propose_waiting(self: Arc<Self>) {
         loop {
-            let taken = {
-                let mut queue = self.proposals.queue.lock();
-                let taken = queue.take();
-                if taken.is_empty() {
-                    queue.in_flight -= 1;
-                    return;
-                }
-                taken
-            };
+            let Some((taken, bytes)) = self.proposals.queue.lock().next_entry() else { return };
             let mut commands = Vec::with_capacity(taken.len());
             let mut answers = Vec::with_capacity(taken.len());
             for waiting in taken {
@@ -243,7 +256,9 @@ impl Replica {
                 commands.push(waiting.command);
                 answers.push(waiting.answer);
             }
-            match self.propose_watched(&commands).await {
+            let proposed = self.propose_watched(&commands).await;
+            self.proposals.queue.lock().in_flight_bytes -= bytes;
+            match proposed {
                 Ok(replies) => {
                     for (answer, reply) in answers.into_iter().zip(replies) {
                         let _ = answer.send(Ok(reply));
@@ -376,11 +391,39 @@ mod tests {
             assert!(queue.push(waiting).is_some());
             callers.push(caller);
         }
-        assert_eq!(queue.take().len(), 2, "the large one does not fit with the first two");
-        assert_eq!(queue.take().len(), 1, "the large one goes alone");
-        assert_eq!(queue.take().len(), 1);
-        assert!(queue.take().is_empty());
+        assert_eq!(queue.take().0.len(), 2, "the large one does not fit with the first two");
+        assert_eq!(queue.take().0.len(), 1, "the large one goes alone");
+        assert_eq!(queue.take().0.len(), 1);
+        assert!(queue.take().0.is_empty());
         assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn a_second_entry_is_proposed_only_beside_a_large_one() {
+        let mut queue = Queue::default();
+        let mut callers = Vec::new();
+        let mut push = |queue: &mut Queue, bytes| {
+            let (waiting, caller) = waiting(bytes);
+            callers.push(caller);
+            assert!(queue.push(waiting).is_some());
+        };
+        push(&mut queue, 10);
+        assert!(queue.may_propose(0));
+        queue.in_flight = 1;
+        let (_, small) = queue.next_entry().unwrap();
+        push(&mut queue, LARGE_BYTES);
+        assert!(!queue.may_propose(queue.in_flight), "what comes meanwhile waits for company");
+        queue.in_flight_bytes -= small;
+        let (_, large) = queue.next_entry().unwrap();
+        assert!(large >= LARGE_BYTES && queue.may_propose(queue.in_flight));
+        queue.in_flight = 2;
+        push(&mut queue, 10);
+        assert!(queue.next_entry().is_some(), "the second task proposes beside the large entry");
+        assert!(!queue.may_propose(queue.in_flight));
+        queue.in_flight_bytes -= large;
+        push(&mut queue, 10);
+        assert!(queue.next_entry().is_none(), "the first leaves what waits to the second, whose entry is small");
+        assert!(queue.next_entry().is_some_and(|(taken, _)| taken.len() == 1));
     }
 
     #[test]
@@ -390,7 +433,7 @@ mod tests {
         let (second, _caller) = waiting(10);
         assert!(queue.push(first).is_some() && queue.push(second).is_some());
         drop(gone);
-        assert_eq!(queue.take().len(), 1);
+        assert_eq!(queue.take().0.len(), 1);
     }
 
     #[test]
@@ -399,11 +442,11 @@ mod tests {
         let (first, mut first_answer) = waiting(10);
         let (second, mut second_answer) = waiting(10);
         let first = queue.push(first).unwrap();
-        assert_eq!(queue.take().len(), 1);
+        assert_eq!(queue.take().0.len(), 1);
         let second = queue.push(second).unwrap();
         assert!(!queue.give_up(first, &mut first_answer), "it was taken: it may apply");
         assert!(queue.give_up(second, &mut second_answer), "it waited");
-        assert!(queue.take().is_empty(), "what was given up while it waited is never proposed");
+        assert!(queue.take().0.is_empty(), "what was given up while it waited is never proposed");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Replica {
             ReadMode::Snapshot { at } => {
                 self.check_reads_here()?;
                 self.used();
-                self.snapshot_view(at).await
+                Box::pin(self.snapshot_view(at)).await
             }
         }?;
         self.context.metrics.observe(Stage::Read, begun);

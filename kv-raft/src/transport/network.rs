@@ -40,6 +40,10 @@ const APPENDS_IN_FLIGHT: usize = 16;
 /// The same in bytes.
 const APPEND_BYTES_IN_FLIGHT: usize = 8 << 20;
 
+/// How long a request that carries nothing but a newer committed index waits for entries to travel with. Nobody waits
+/// for it but the follower's own state, and under load it would double the messages.
+const COMMIT_NOTICE_DELAY: Duration = Duration::from_millis(2);
+
 /// Sender and shard of what a replica sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReplicaAddress {
@@ -170,6 +174,10 @@ struct Pipeline<'s, S> {
     input: Option<S>,
     in_flight: FuturesOrdered<BoxFuture<'static, Result<Bytes, CallError>>>,
     sent: VecDeque<Sent>,
+    /// A request without entries that waits for company, and until when.
+    held: Option<(AppendEntriesRequest<ShardRaft>, Instant)>,
+    /// Entries were sent: what follows them is no probe.
+    begun: bool,
     bytes: usize,
     within: Duration,
 }
@@ -186,6 +194,8 @@ where
             input: Some(input),
             in_flight: FuturesOrdered::new(),
             sent: VecDeque::new(),
+            held: None,
+            begun: false,
             bytes: 0,
             within,
         }
@@ -194,32 +204,58 @@ where
     async fn next(mut self) -> Option<(Appended, Self)> {
         loop {
             let has_room = self.sent.len() < APPENDS_IN_FLIGHT && self.bytes < APPEND_BYTES_IN_FLIGHT;
+            if self.input.is_none()
+                && let Some((request, _)) = self.held.take()
+            {
+                self.send(&request);
+            }
             if self.sent.is_empty() && self.input.is_none() {
                 return None;
             }
+            let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 Some(answer) = self.in_flight.next(), if !self.sent.is_empty() => {
                     let appended = self.appended(answer);
                     if !matches!(appended, Ok(Ok(_))) {
                         // openraft starts over from what it knows to match.
                         self.input = None;
+                        self.held = None;
                         self.in_flight.clear();
                         self.sent.clear();
                     }
                     return Some((appended, self));
                 }
-                request = next_of(&mut self.input), if has_room && self.input.is_some() => {
-                    let Some(request) = request else {
-                        self.input = None;
-                        continue;
-                    };
-                    let append = self.connection.append(&request, self.within);
-                    self.bytes += append.sent.bytes;
-                    self.sent.push_back(append.sent);
-                    self.in_flight.push_back(append.answered);
+                request = next_of(&mut self.input), if has_room && self.input.is_some() => match request {
+                    Some(request) => self.accept(request),
+                    None => self.input = None,
+                },
+                () = passed(held_until), if held_until.is_some() => {
+                    if let Some((request, _)) = self.held.take() {
+                        self.send(&request);
+                    }
                 }
             }
         }
+    }
+
+    /// Sends a request, or holds it back if it only tells a newer committed index. A later request tells it as well:
+    /// what is held then need not be sent, since an answer speaks for all that was asked before.
+    fn accept(&mut self, request: AppendEntriesRequest<ShardRaft>) {
+        let held = self.held.take();
+        if self.begun && request.entries.is_empty() {
+            let until = held.map_or_else(|| Instant::now() + COMMIT_NOTICE_DELAY, |(_, until)| until);
+            self.held = Some((request, until));
+        } else {
+            self.begun |= !request.entries.is_empty();
+            self.send(&request);
+        }
+    }
+
+    fn send(&mut self, request: &AppendEntriesRequest<ShardRaft>) {
+        let append = self.connection.append(request, self.within);
+        self.bytes += append.sent.bytes;
+        self.sent.push_back(append.sent);
+        self.in_flight.push_back(append.answered);
     }
 
     fn appended(&mut self, answer: Result<Bytes, CallError>) -> Appended {
@@ -230,6 +266,14 @@ where
             .map_err(MessageOrConflict::from)
             .and_then(|response| sent.result(response))
             .map_err(|error| Error::Network(NetworkError::from_string(error)))
+    }
+}
+
+/// Never, if there is no time to wait for.
+async fn passed(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
     }
 }
 
