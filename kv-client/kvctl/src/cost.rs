@@ -220,12 +220,16 @@ impl Summary {
             [] => (format!("{}, all with a leader", self.shards), Tone::Good),
             without => (format!("{}; without a leader: {}", self.shards, human::list(without)), Tone::Bad),
         };
+        let data = match self.data_bytes {
+            0 => "in memory so far, or too little to estimate".to_owned(),
+            bytes => human::size(bytes),
+        };
         let facts = [
             ("Cluster", (self.cluster_id.clone(), Tone::Plain)),
             ("Nodes", nodes),
             ("Keyspaces", (self.keyspaces.to_string(), Tone::Plain)),
             ("Shards", shards),
-            ("Data", (human::size(self.data_bytes), Tone::Plain)),
+            ("Data", (data, Tone::Plain)),
             ("Actions", (format!("{} running", self.running_actions), Tone::Plain)),
         ];
         let mut text = String::new();

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - no I/O, no clock: the same facts always give the same findings in the same order;
 //! - every finding names a command that helps;
-//! - a cause is named once: replicas on a dead node are part of the node's finding, not findings of their own.
+//! - a cause is named once: replicas on a dead node are part of the node's finding, shards that suffer from the same are
+//!   one finding;
+//! - no command is named that would make it worse: nodes that a quorum needs are never to be removed.
 //!
 //! Not here: how facts are gathered and findings printed (checkup).
 
@@ -11,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kv_proto::ids::SYSTEM_KEYSPACE;
 use kv_proto::pb::admin::v1::{
-    Action, ActionState, Keyspace, Node, NodeListing, NodeState, NodeStatus, ReplicaStatus, ShardListing,
+    Action, ActionState, Keyspace, Node, NodeListing, NodeState, NodeStatus, ReplicaRole, ReplicaStatus, ShardListing,
 };
 
 use crate::human;
 
+mod leaders;
 mod nodes;
 mod shards;
 #[cfg(test)]
@@ -83,7 +86,7 @@ pub(crate) struct Finding {
     pub(crate) severity: Severity,
     /// Stable name of the kind of problem, for programs.
     pub(crate) problem: &'static str,
-    /// "node 3", "shard 7", "action 2", "cluster".
+    /// "node 3", "shard 7", "shards 2, 3 and 4", "action 2", "cluster".
     pub(crate) subject: String,
     /// What is wrong, in one or two sentences.
     pub(crate) what: String,
@@ -127,6 +130,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Vec<Finding> {
     if !facts.nodes.is_empty() {
         findings.extend(nodes::findings(&picture));
         findings.extend(shards::findings(&picture));
+        findings.extend(leaders::finding_of(&picture));
         findings.extend(actions(&picture));
     }
     findings.sort_by_key(|finding| finding.severity);
@@ -182,6 +186,27 @@ impl<'a> Picture<'a> {
         let mut candidates: Vec<(usize, u64)> = self.nodes.iter().filter_map(fit).collect();
         candidates.sort_unstable();
         candidates.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Whether the living voters of every shard are a majority without this node, and the living nodes one of all.
+    fn is_dispensable(&self, node: u64) -> bool {
+        let dead = self.nodes.values().filter(|(_, status)| status.is_none()).count();
+        let keeps_quorum = |listing: &ShardListing| {
+            let voters: Vec<u64> = replicas_of(listing)
+                .filter(|replica| replica.role() == ReplicaRole::Voter)
+                .map(|replica| replica.node_id)
+                .collect();
+            let others = voters.iter().filter(|voter| **voter != node && self.is_alive(**voter)).count();
+            !voters.contains(&node) || others * 2 > voters.len()
+        };
+        dead * 2 < self.nodes.len() && self.facts.shards.iter().all(keeps_quorum)
+    }
+
+    /// Whether each of these shards finds a living node that does not hold it yet.
+    fn has_spare_node(&self, shards: &[u64]) -> bool {
+        let is_one =
+            |listing: &&ShardListing| listing.shard.as_ref().is_some_and(|shard| shards.contains(&shard.shard_id));
+        self.facts.shards.iter().filter(is_one).all(|listing| !self.candidates(listing).is_empty())
     }
 
     fn has_running_action(&self, shard: u64) -> bool {

@@ -14,6 +14,11 @@ pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
+/// The same of what lies in files: nodes see 0 while all is in memory, or too little to be estimated.
+pub(crate) fn size_on_disk(bytes: u64) -> String {
+    if bytes == 0 { NOTHING.to_owned() } else { size(bytes) }
+}
+
 /// The two largest units: `3d 4h`, `12m 5s`, `850ms`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -70,6 +75,17 @@ pub(crate) fn list<T: ToString>(items: &[T]) -> String {
     }
 }
 
+/// `shard 7`, `shards 2, 4 and 6`, `shards 2 to 9`; ids ascend.
+pub(crate) fn shards(ids: &[u64]) -> String {
+    match ids {
+        [only] => format!("shard {only}"),
+        [first, .., last] if ids.len() > 2 && last - first + 1 == ids.len() as u64 => {
+            format!("shards {first} to {last}")
+        }
+        ids => format!("shards {}", list(ids)),
+    }
+}
+
 /// Milliseconds since the epoch, now.
 pub(crate) fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -111,6 +127,10 @@ mod tests {
         assert_eq!(count(2000, "shard"), "2,000 shards");
         assert_eq!(list(&[1, 2, 3]), "1, 2 and 3");
         assert_eq!(list(&[7]), "7");
+        assert_eq!(shards(&[7]), "shard 7");
+        assert_eq!(shards(&[2, 3]), "shards 2 and 3");
+        assert_eq!(shards(&[2, 3, 4]), "shards 2 to 4");
+        assert_eq!(shards(&[2, 3, 5]), "shards 2, 3 and 5");
         assert_eq!(size(1536), "1.5 KiB");
     }
 }

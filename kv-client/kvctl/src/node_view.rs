@@ -165,7 +165,7 @@ fn replica_table(replicas: &[ReplicaStatus]) -> Grid {
             human::grouped(replica.applied_index).into(),
             human::grouped(replica.durable_index).into(),
             human::grouped(replica.purged_index).into(),
-            human::size(replica.data_bytes).into(),
+            human::size_on_disk(replica.data_bytes).into(),
             if replica.hibernated { "yes" } else { "no" }.into(),
         ]);
     }

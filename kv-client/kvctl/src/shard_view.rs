@@ -150,7 +150,7 @@ pub(crate) fn table(shards: &[ShardListing], kinds: &Kinds) -> Grid {
             replicas(listing, &shard),
             state(listing, &shard),
             told(worst_lag(listing).map(human::grouped)).into(),
-            told(leader.map(|leader| human::size(leader.data_bytes))).into(),
+            told(leader.map(|leader| human::size_on_disk(leader.data_bytes))).into(),
             told(leader.map(|leader| leader.term.to_string())).into(),
             told(leader.map(|leader| human::grouped(leader.applied_index))).into(),
             shard.epoch.into(),
@@ -221,7 +221,7 @@ fn replica_table(listing: &ShardListing, shard: &Shard) -> Grid {
             number(|status| status.durable_index),
             number(|status| status.purged_index),
             lag.map_or_else(|| human::NOTHING.to_owned(), |lag| human::grouped(lag.lag)).into(),
-            status.map_or_else(|| human::NOTHING.to_owned(), |status| human::size(status.data_bytes)).into(),
+            status.map_or_else(|| human::NOTHING.to_owned(), |status| human::size_on_disk(status.data_bytes)).into(),
             status.map_or(human::NOTHING, |status| if status.hibernated { "yes" } else { "no" }).into(),
         ]);
     }

@@ -86,10 +86,16 @@ pub(crate) fn run(runtime: &Runtime, mut context: Context) -> Exit {
         match read(&line, &context.global) {
             Ok(Line::Nothing) => {}
             Ok(Line::Leave) => break,
-            Ok(Line::Help) => drop(Cli::command().print_help()),
+            Ok(Line::Help) => {
+                drop(Cli::command().print_help());
+                context.output.note("Here also: use KEYSPACE, exit.");
+            }
             Ok(Line::Use(keyspace)) => {
-                context.global.keyspace = keyspace;
                 learn_keyspaces(runtime, &context, &mut editor);
+                match editor.helper().map_or(Ok(()), |assistant| known(&keyspace, &assistant.keyspaces)) {
+                    Ok(()) => context.global.keyspace = keyspace,
+                    Err(failure) => drop(report(&failure, &context.output)),
+                }
             }
             Ok(Line::Run(cli)) => {
                 let changes_keyspaces = matches!(cli.command, Some(Command::Keyspace(_)));
@@ -163,6 +169,17 @@ fn prompt(context: &Context) -> String {
     }
 }
 
+/// Refuses a keyspace that the cluster does not list; while it does not answer any name will do.
+fn known(keyspace: &str, keyspaces: &[String]) -> Result<(), Failure> {
+    if keyspaces.is_empty() || keyspaces.iter().any(|known| known == keyspace) {
+        return Ok(());
+    }
+    let shown = crate::values::show(keyspace.as_bytes());
+    let names: Vec<_> = keyspaces.iter().map(|name| crate::values::show(name.as_bytes())).collect();
+    let failure = Failure::no("KEYSPACE_NOT_FOUND", format!("there is no keyspace {shown}"));
+    Err(failure.advise(format!("there are {}", crate::human::list(&names))))
+}
+
 /// For completion; without an answer the old names stay.
 fn learn_keyspaces(runtime: &Runtime, context: &Context, editor: &mut Editor<Assistant, FileHistory>) {
     let patience = std::time::Duration::from_secs(1);
@@ -209,6 +226,15 @@ mod tests {
         assert_eq!((cli.global.keyspace.as_str(), cli.global.format()), ("users", crate::output::Format::Json));
         assert_eq!(parsed("kvctl get a -k other").global.keyspace, "other");
         assert_eq!(parsed("get a -o table").global.format(), crate::output::Format::Table);
+    }
+
+    #[test]
+    fn a_keyspace_that_is_not_there_is_not_used() {
+        let keyspaces = ["default".to_owned(), "users".to_owned()];
+        assert_eq!(known("users", &keyspaces), Ok(()));
+        let failure = known("nothing", &keyspaces).unwrap_err();
+        assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::No, "there is no keyspace nothing"));
+        assert_eq!(known("anything", &[]), Ok(()), "the cluster does not answer");
     }
 
     #[test]

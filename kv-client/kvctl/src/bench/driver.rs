@@ -93,6 +93,11 @@ impl Shared {
         Arc::new(Self { plan, start: Instant::now(), answered: AtomicU64::new(0), keys: AtomicU64::new(keys) })
     }
 
+    /// Keys there are or may be.
+    pub(crate) fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed)
+    }
+
     fn measured_from(&self) -> Instant {
         self.start + self.plan.warm_up
     }

@@ -81,9 +81,12 @@ pub(crate) struct BenchArgs {
     /// Process ids of nodes on this machine, to report their processor time and memory
     #[arg(long, value_delimiter = ',')]
     pids: Vec<u32>,
-    /// Do not write the keys that reads expect first
+    /// Do not write the keys that reads expect first: a run with --keep left them; implies --keep
     #[arg(long)]
     no_load: bool,
+    /// Leave the keys in the keyspace, for a later run with --no-load
+    #[arg(long)]
+    keep: bool,
     /// Seed of keys and values
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -107,7 +110,13 @@ impl Context {
             self.load(&plan, args.keys, &keyspace).await?;
         }
         let shared = Shared::new(plan, args.keys);
-        let (results, cost) = self.measure(args, &clients, &shared).await?;
+        let measured = self.measure(args, &clients, &shared).await;
+        if args.keep || args.no_load {
+            self.output.note("the keys stay in the keyspace: k000... up, one for each number");
+        } else {
+            self.clear(shared.keys(), as_usize(args.key_bytes), &keyspace).await?;
+        }
+        let (results, cost) = measured?;
         let report = Report::new(args, results, cost);
         self.output.show(report.json(), |look| report.text(look))?;
         Ok(Exit::Ok)
@@ -159,6 +168,26 @@ impl Context {
         let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);
         while let Some(loaded) = batches.next().await {
             progress.set(loaded.map_err(|error| error.write("load the keys"))?, "loading keys");
+        }
+        Ok(())
+    }
+
+    /// Deletes every key a run may have written.
+    async fn clear(&self, keys: u64, key_bytes: usize, keyspace: &Keyspace) -> Result<(), Failure> {
+        let progress = Progress::share(&self.output, keys);
+        let batches = (0..keys).step_by(as_usize_from(LOAD_BATCH)).map(|first| {
+            let numbers = first..(first + LOAD_BATCH).min(keys);
+            let batch = numbers.fold(keyspace.batch(), |batch, number| batch.delete(driver::key(number, key_bytes)));
+            async move {
+                for part in batch.spread().await? {
+                    part.result?;
+                }
+                Ok::<u64, kv_client::Error>(first)
+            }
+        });
+        let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);
+        while let Some(cleared) = batches.next().await {
+            progress.set(cleared.map_err(|error| error.write("delete the keys"))?, "deleting keys");
         }
         Ok(())
     }

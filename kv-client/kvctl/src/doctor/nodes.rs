@@ -42,6 +42,10 @@ pub(super) fn findings(picture: &Picture<'_>) -> Vec<Finding> {
 fn silent(picture: &Picture<'_>, id: u64) -> Finding {
     let listing = picture.facts.nodes.iter().find(|listing| listing.node.as_ref().is_some_and(|n| n.node_id == id));
     let reason = listing.map_or("", |listing| listing.unreachable_reason.as_str());
+    // When it is tried again is of interest to the node that says so.
+    let reason = reason.split("; trying it again").next().unwrap_or_default();
+    let address = picture.nodes.get(&id).map_or("", |(node, _)| node.address.as_str());
+    let reason = reason.strip_prefix(&format!("node {address} ")).unwrap_or(reason);
     let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
     let shards: Vec<u64> = picture
         .facts
@@ -60,9 +64,25 @@ fn silent(picture: &Picture<'_>, id: u64) -> Finding {
     let is_lost = picture.nodes.get(&id).is_some_and(|(node, _)| node.state() == NodeState::Lost);
     let (problem, verb) = if is_lost { ("node-lost", "has lost its data") } else { ("node-down", "does not answer") };
     let what = format!("{} {verb}{because}: {consequence}", picture.name(id));
-    finding(Severity::Critical, problem, format!("node {id}"), what)
-        .help_if(!is_lost, "start kv-node there again; on a local cluster", format!("scripts/cluster start {id}"))
-        .help("if its data is gone for good, replace it", format!("kvctl node remove {id} --force not-drained"))
+    let found = finding(Severity::Critical, problem, format!("node {id}"), what).help_if(
+        !is_lost,
+        "start kv-node there again; on a local cluster",
+        format!("scripts/cluster start {id}"),
+    );
+    let remove = format!("kvctl node remove {id} --force not-drained");
+    if !picture.is_dispensable(id) {
+        // What is left would have no majority to replace it with.
+        return found.help_if(is_lost, "bring the other dead nodes back first; see which", "kvctl node list");
+    }
+    if shards.is_empty() || picture.has_spare_node(&shards) {
+        return found.help("if its data is gone for good, replace it", remove);
+    }
+    found
+        .help(
+            "if its data is gone for good, give its place to a new node; on a local cluster",
+            "scripts/cluster add-node",
+        )
+        .help("and then", remove)
 }
 
 fn has(number: usize) -> &'static str {

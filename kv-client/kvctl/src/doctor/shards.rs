@@ -1,10 +1,12 @@
-//! Rules about shards: quorum, leader, number of voters, replicas that lag, leaders unevenly spread.
+//! Rules about shards: quorum, leader, number of voters, replicas that lag or do not run.
 //!
-//! Not here: rules about nodes (nodes).
+//! Invariants: shards with the same trouble for the same cause are one finding.
+//!
+//! Not here: rules about nodes (nodes), about where leaders are (leaders).
 
 use std::collections::BTreeMap;
 
-use kv_proto::pb::admin::v1::{KeyspaceState, NodeState, Replica, ReplicaRole, ReplicaStatus, Shard, ShardListing};
+use kv_proto::pb::admin::v1::{KeyspaceState, Replica, ReplicaRole, ReplicaStatus, Shard, ShardListing};
 
 use super::{Finding, Picture, Severity, finding, leader_of};
 use crate::human;
@@ -15,29 +17,89 @@ const LAG_MAX: u64 = 1000;
 /// Entries. Less than this may be in flight when a follower seems to stand still.
 const LAG_STALLED: u64 = 16;
 
-/// Leaders above or below an even share that are worth a move.
-const UNEVEN_LEADERS: usize = 2;
-
 pub(super) fn findings(picture: &Picture<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut troubles: BTreeMap<Trouble, Vec<&ShardListing>> = BTreeMap::new();
     let mut lagging: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     for listing in &picture.facts.shards {
         let Some(shard) = &listing.shard else { continue };
-        match leadership(picture, listing, shard) {
-            Some(found) => findings.push(found),
-            None => {
-                findings.extend(voters(picture, listing, shard));
-                for (node, text) in lags(picture, listing, shard) {
-                    lagging.entry(node).or_default().push(text);
-                }
+        if shard.creating {
+            continue;
+        }
+        let stopped = leadership(listing, shard);
+        let serves = stopped.is_none();
+        let idle = silent_replicas(picture, listing, shard);
+        for trouble in stopped.into_iter().chain(idle) {
+            troubles.entry(trouble).or_default().push(listing);
+        }
+        if serves {
+            if let Some(trouble) = voters(picture, listing, shard) {
+                troubles.entry(trouble).or_default().push(listing);
+            }
+            for (node, text) in lags(picture, listing, shard) {
+                lagging.entry(node).or_default().push(text);
             }
         }
-        findings.extend(silent_replicas(picture, listing, shard));
     }
+    let mut findings: Vec<Finding> =
+        troubles.iter().map(|(trouble, shards)| explain(picture, trouble, &Shards::new(shards))).collect();
     findings.extend(lagging.into_iter().map(|(node, replicas)| lag_finding(picture, node, &replicas)));
-    findings.extend(balance(picture));
     findings.extend(keyspaces(picture));
     findings
+}
+
+/// What is wrong with a shard, and with every other one for the same cause.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    /// These nodes are missing; so many of them are needed.
+    NoQuorum { missing: Vec<u64>, needed: usize },
+    /// Though so many of so many voters answer.
+    NoLeader { alive: usize, voters: usize },
+    /// Fewer voters than the keyspace asks for.
+    UnderReplicated { have: usize, want: usize, remedy: Remedy },
+    /// A replica does not answer though its node does.
+    ReplicaDown { node: u64 },
+}
+
+/// What gives a shard one more voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Remedy {
+    Running,
+    Promote { node: u64 },
+    Add { node: u64 },
+    NewNode,
+}
+
+/// Shards as a sentence names them.
+struct Shards {
+    ids: Vec<u64>,
+    title: String,
+    verbs: (&'static str, &'static str),
+}
+
+impl Shards {
+    fn new(listings: &[&ShardListing]) -> Self {
+        let ids: Vec<u64> = listings.iter().filter_map(|listing| Some(listing.shard.as_ref()?.shard_id)).collect();
+        let keyspaces: std::collections::BTreeSet<String> =
+            listings.iter().map(|listing| crate::values::show(listing.keyspace.as_bytes()).to_string()).collect();
+        let keyspaces: Vec<String> = keyspaces.into_iter().collect();
+        let noun = if keyspaces.len() == 1 { "keyspace" } else { "keyspaces" };
+        let title = format!("{} of {noun} {}", human::shards(&ids), human::list(&keyspaces));
+        Self { verbs: if ids.len() == 1 { ("has", "does not run") } else { ("have", "do not run") }, ids, title }
+    }
+
+    fn first(&self) -> u64 {
+        self.ids.first().copied().unwrap_or_default()
+    }
+
+    /// "shard 7", "shards 2 to 5".
+    fn subject(&self) -> String {
+        human::shards(&self.ids)
+    }
+
+    /// What to say before a command that works on one shard.
+    fn each(&self, when: &str) -> String {
+        if self.ids.len() == 1 { when.to_owned() } else { format!("{when}; for each of these shards") }
+    }
 }
 
 fn voters_of(shard: &Shard) -> impl Iterator<Item = &Replica> {
@@ -48,94 +110,112 @@ fn status_of(listing: &ShardListing, replica_id: u64) -> Option<&ReplicaStatus> 
     listing.replicas.iter().find(|status| status.replica_id == replica_id && status.role != "down")
 }
 
-fn title(listing: &ShardListing, shard: &Shard) -> String {
-    format!("shard {} of keyspace {}", shard.shard_id, crate::values::show(listing.keyspace.as_bytes()))
-}
-
 /// No quorum, or no leader.
-fn leadership(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Option<Finding> {
-    let id = shard.shard_id;
-    let voters: Vec<&Replica> = voters_of(shard).collect();
+fn leadership(listing: &ShardListing, shard: &Shard) -> Option<Trouble> {
     let (alive, gone): (Vec<&Replica>, Vec<&Replica>) =
-        voters.iter().partition(|voter| status_of(listing, voter.replica_id).is_some());
-    if alive.len() * 2 <= voters.len() && !voters.is_empty() {
-        let mut nodes: Vec<u64> = gone.iter().map(|voter| voter.node_id).collect();
-        nodes.sort_unstable();
-        let names: Vec<String> = nodes.iter().map(|node| picture.name(*node)).collect();
-        let what = format!(
-            "{} has lost its quorum: {} of {} voters answer; missing: {}. It serves neither writes nor linearizable reads",
-            title(listing, shard),
-            alive.len(),
-            voters.len(),
-            human::list(&names),
-        );
-        let first = nodes.first().copied().unwrap_or_default();
-        let found = finding(Severity::Critical, "no-quorum", format!("shard {id}"), what)
-            .help("bring the missing nodes back; on a local cluster", format!("scripts/cluster start {first}"))
-            .help(
-                "only if they are gone for good, and at the price of the last writes (docs/operations.md)",
-                format!("kv-node unsafe-recover-shard --shard {id} --accept-data-loss --data-dir FOLDER"),
-            );
-        return Some(found);
+        voters_of(shard).partition(|voter| status_of(listing, voter.replica_id).is_some());
+    let voters = alive.len() + gone.len();
+    if alive.len() * 2 <= voters && voters > 0 {
+        let mut missing: Vec<u64> = gone.iter().map(|voter| voter.node_id).collect();
+        missing.sort_unstable();
+        return Some(Trouble::NoQuorum { missing, needed: voters / 2 + 1 - alive.len() });
     }
-    if leader_of(listing).is_some() || shard.creating {
-        return None;
-    }
-    let what =
-        format!("{} has no leader, though {} of {} voters answer", title(listing, shard), alive.len(), voters.len());
-    let found = finding(Severity::Critical, "no-leader", format!("shard {id}"), what)
-        .help("an election takes about a second; look again", format!("kvctl shard describe {id}"))
-        .help("name a leader by hand", format!("kvctl shard transfer-leader {id}"));
-    Some(found)
+    leader_of(listing).is_none().then_some(Trouble::NoLeader { alive: alive.len(), voters })
 }
 
 /// Fewer voters than the keyspace asks for.
-fn voters(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Option<Finding> {
-    let id = shard.shard_id;
+fn voters(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Option<Trouble> {
     let keyspace = picture.facts.keyspaces.iter().find(|keyspace| keyspace.keyspace_id == shard.keyspace_id)?;
     let (have, want) = (voters_of(shard).count(), keyspace.replicas as usize);
-    if have >= want || shard.creating {
+    if have >= want {
         return None;
     }
-    let severity = if picture.has_running_action(id) { Severity::Note } else { Severity::Warning };
-    let what =
-        format!("{} has {} of the {want} its keyspace asks for", title(listing, shard), human::count(have, "voter"));
-    let found = finding(severity, "under-replicated", format!("shard {id}"), what);
     let learner = shard.replicas.iter().find(|replica| replica.role() == ReplicaRole::Learner);
-    let found = match (learner, picture.candidates(listing).first()) {
-        _ if severity == Severity::Note => found.help("an action works on it", "kvctl action list --running"),
-        (Some(learner), _) => {
-            found.help("make its learner a voter", format!("kvctl shard promote {id} --node {}", learner.node_id))
-        }
-        (None, Some(node)) => found
-            .help("add a replica", format!("kvctl shard add-learner {id} --node {node}"))
-            .help("and then", format!("kvctl shard promote {id} --node {node}")),
-        (None, None) => {
-            found.help("no node has room for another replica: add one; on a local cluster", "scripts/cluster add-node")
-        }
+    let remedy = match (learner, picture.candidates(listing).first()) {
+        _ if picture.has_running_action(shard.shard_id) => Remedy::Running,
+        (Some(learner), _) => Remedy::Promote { node: learner.node_id },
+        (None, Some(node)) => Remedy::Add { node: *node },
+        (None, None) => Remedy::NewNode,
     };
-    Some(found)
+    Some(Trouble::UnderReplicated { have, want, remedy })
 }
 
 /// Replicas that do not answer though their node does.
-fn silent_replicas(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Vec<Finding> {
-    let silent = shard.replicas.iter().filter(|replica| {
-        picture.is_alive(replica.node_id) && status_of(listing, replica.replica_id).is_none() && !shard.creating
-    });
-    silent
-        .map(|replica| {
-            let what = format!(
-                "replica {} of {} does not run on {}, though that node answers",
-                replica.replica_id,
-                title(listing, shard),
-                picture.name(replica.node_id)
-            );
-            finding(Severity::Warning, "replica-down", format!("shard {}", shard.shard_id), what)
-                .help("a replica that was just created starts within seconds; the node's log says more", {
-                    format!("kvctl node status {}", replica.node_id)
-                })
-        })
-        .collect()
+fn silent_replicas(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Vec<Trouble> {
+    let silent = shard
+        .replicas
+        .iter()
+        .filter(|replica| picture.is_alive(replica.node_id) && status_of(listing, replica.replica_id).is_none());
+    silent.map(|replica| Trouble::ReplicaDown { node: replica.node_id }).collect()
+}
+
+fn explain(picture: &Picture<'_>, trouble: &Trouble, shards: &Shards) -> Finding {
+    match trouble {
+        Trouble::NoQuorum { missing, needed } => no_quorum(picture, shards, missing, *needed),
+        Trouble::NoLeader { alive, voters } => no_leader(shards, *alive, *voters),
+        Trouble::UnderReplicated { have, want, remedy } => under_replicated(shards, *have, *want, *remedy),
+        Trouble::ReplicaDown { node } => {
+            let (verb, of) = (shards.verbs.1, &shards.title);
+            let noun = if shards.ids.len() == 1 { "the replica" } else { "replicas" };
+            let what = format!("{noun} of {of} {verb} on {}, though that node answers", picture.name(*node));
+            finding(Severity::Warning, "replica-down", shards.subject(), what).help(
+                "a replica that was just created starts within seconds; the node's log says more",
+                format!("kvctl node status {node}"),
+            )
+        }
+    }
+}
+
+fn no_quorum(picture: &Picture<'_>, shards: &Shards, missing: &[u64], needed: usize) -> Finding {
+    let names: Vec<String> = missing.iter().map(|node| picture.name(*node)).collect();
+    let (pronoun, serve) = if shards.ids.len() == 1 { ("its", "It serves") } else { ("their", "They serve") };
+    let what = format!(
+        "{} {} lost {pronoun} quorum, because {} {} not answer. {serve} neither writes nor linearizable reads",
+        shards.title,
+        shards.verbs.0,
+        human::list(&names),
+        if missing.len() == 1 { "does" } else { "do" },
+    );
+    let first = missing.first().copied().unwrap_or_default();
+    let back = if missing.len() == needed {
+        format!("bring {} back; on a local cluster", if needed == 1 { "it" } else { "them all" })
+    } else {
+        format!("bring {needed} of them back; on a local cluster")
+    };
+    finding(Severity::Critical, "no-quorum", shards.subject(), what)
+        .help(back, format!("scripts/cluster start {first}"))
+        .help(
+            shards.each("only if they are gone for good, and at the price of the last writes (docs/operations.md)"),
+            format!("kv-node unsafe-recover-shard --shard {} --accept-data-loss --data-dir FOLDER", shards.first()),
+        )
+}
+
+fn no_leader(shards: &Shards, alive: usize, voters: usize) -> Finding {
+    let what = format!("{} {} no leader, though {alive} of {voters} voters answer", shards.title, shards.verbs.0);
+    let id = shards.first();
+    finding(Severity::Critical, "no-leader", shards.subject(), what)
+        .help("an election takes about a second; look again", format!("kvctl shard describe {id}"))
+        .help(shards.each("name a leader by hand"), format!("kvctl shard transfer-leader {id}"))
+}
+
+fn under_replicated(shards: &Shards, have: usize, want: usize, remedy: Remedy) -> Finding {
+    let severity = if remedy == Remedy::Running { Severity::Note } else { Severity::Warning };
+    let (verb, asks) = (shards.verbs.0, if shards.ids.len() == 1 { "its keyspace asks" } else { "is asked" });
+    let what = format!("{} {verb} {} of the {want} {asks} for", shards.title, human::count(have, "voter"));
+    let found = finding(severity, "under-replicated", shards.subject(), what);
+    let id = shards.first();
+    match remedy {
+        Remedy::Running => found.help("an action works on it", "kvctl action list --running"),
+        Remedy::Promote { node } => {
+            found.help(shards.each("make its learner a voter"), format!("kvctl shard promote {id} --node {node}"))
+        }
+        Remedy::Add { node } => found
+            .help(shards.each("add a replica"), format!("kvctl shard add-learner {id} --node {node}"))
+            .help("and then", format!("kvctl shard promote {id} --node {node}")),
+        Remedy::NewNode => {
+            found.help("no node has room for another replica: add one; on a local cluster", "scripts/cluster add-node")
+        }
+    }
 }
 
 /// Replicas on living nodes that are far behind, or behind and standing still.
@@ -192,39 +272,10 @@ fn lag_finding(picture: &Picture<'_>, node: u64, replicas: &[String]) -> Finding
     let first = replicas.first().and_then(|text| text.split(' ').nth(1)).unwrap_or_default();
     finding(Severity::Warning, "replica-lagging", format!("node {node}"), what)
         .help("watch it catch up", format!("kvctl shard describe {first}"))
-        .help("if it does not: is the node short of processor, disk or memory?", format!("kvctl node status {node}"))
-}
-
-/// Leaders far from an even share.
-fn balance(picture: &Picture<'_>) -> Option<Finding> {
-    let mut leaders: BTreeMap<u64, usize> = picture
-        .nodes
-        .iter()
-        .filter(|(_, (node, status))| node.state() == NodeState::Active && status.is_some_and(|status| status.may_lead))
-        .map(|(id, _)| (*id, 0))
-        .collect();
-    for leader in picture.facts.shards.iter().filter_map(leader_of) {
-        leaders.entry(leader.node_id).and_modify(|number| *number += 1);
-    }
-    let (nodes, total) = (leaders.len(), leaders.values().sum::<usize>());
-    let (most, least) = (leaders.iter().max_by_key(|(_, n)| **n)?, leaders.iter().min_by_key(|(_, n)| **n)?);
-    let too_many = most.1.saturating_sub(total.div_ceil(nodes)) >= UNEVEN_LEADERS;
-    let too_few = (total / nodes).saturating_sub(*least.1) >= UNEVEN_LEADERS;
-    if !too_many && !too_few {
-        return None;
-    }
-    let movable = picture.facts.shards.iter().find_map(|listing| {
-        let shard = listing.shard.as_ref()?;
-        let leads = leader_of(listing).is_some_and(|leader| leader.node_id == *most.0);
-        (leads && voters_of(shard).any(|voter| voter.node_id == *least.0)).then_some(shard.shard_id)
-    });
-    let counts: Vec<String> = leaders.iter().map(|(node, number)| format!("node {node} leads {number}")).collect();
-    let what = format!("leaders are spread unevenly: {}", human::list(&counts));
-    let found = finding(Severity::Warning, "leaders-uneven", "cluster", what);
-    Some(match movable {
-        Some(shard) => found.help("hand one over", format!("kvctl shard transfer-leader {shard} --to {}", least.0)),
-        None => found.help("see who leads what", "kvctl shard list"),
-    })
+        .help(
+            "if it does not, see whether the node is short of processor, disk or memory",
+            format!("kvctl node status {node}"),
+        )
 }
 
 fn keyspaces(picture: &Picture<'_>) -> Vec<Finding> {

@@ -40,6 +40,7 @@ fn node(id: u64) -> NodeListing {
         disk_free_bytes: 60 * GIB,
         data_dir: format!("/data/{id}"),
         version: "0.1.0".into(),
+        uptime_seconds: 3600,
         peers: (1..=3)
             .filter(|peer| *peer != id)
             .map(|node_id| PeerStatus { node_id, connected: true, last_heard_ms: NOW })
@@ -136,7 +137,10 @@ fn a_dead_node_and_a_lagging_replica_and_a_full_disk_are_each_named_with_a_comma
         what,
         "node 3 (127.0.0.1:7003) does not answer (connection refused): 6 shards have one replica fewer than wanted"
     );
-    assert_eq!(commands, ["scripts/cluster start 3", "kvctl node remove 3 --force not-drained"]);
+    assert_eq!(
+        commands,
+        ["scripts/cluster start 3", "scripts/cluster add-node", "kvctl node remove 3 --force not-drained"]
+    );
     let (what, commands) = text(&facts, "disk-full");
     assert_eq!(
         what,
@@ -157,23 +161,70 @@ fn every_finding_names_a_command_that_helps() {
     facts.keyspaces[0].replicas = 5;
     facts.actions = vec![action(7, 60_000)];
     let findings = diagnose(&facts);
-    assert!(findings.len() > 5, "{findings:#?}");
+    assert!(findings.len() > 4, "{findings:#?}");
     for finding in findings {
         assert!(!finding.help.is_empty(), "{finding:?}");
     }
 }
 
 #[test]
-fn a_shard_that_lost_its_quorum_names_the_missing_nodes() {
+fn shards_that_lost_their_quorum_for_the_same_cause_are_one_finding_that_names_shards_and_nodes() {
     let mut facts = healthy();
     kill(&mut facts, 3);
     kill(&mut facts, 2);
+    assert_eq!(
+        names(&facts),
+        ["critical node-down node 2", "critical node-down node 3", "critical no-quorum shards 2 to 7"]
+    );
     let (what, commands) = text(&facts, "no-quorum");
-    assert!(what.contains("1 of 3 voters answer; missing: node 2 (127.0.0.1:7002) and node 3"), "{what}");
+    assert_eq!(
+        what,
+        "shards 2 to 7 of keyspace default have lost their quorum, because node 2 (127.0.0.1:7002) and node 3 \
+         (127.0.0.1:7003) do not answer. They serve neither writes nor linearizable reads"
+    );
     assert_eq!(
         commands,
         ["scripts/cluster start 2", "kv-node unsafe-recover-shard --shard 2 --accept-data-loss --data-dir FOLDER"]
     );
+    let when = |facts: &Facts| diagnose(facts).into_iter().find(|found| found.problem == "no-quorum").unwrap().help;
+    assert_eq!(when(&facts)[0].when, "bring 1 of them back; on a local cluster");
+    facts.shards.truncate(1);
+    assert!(text(&facts, "no-quorum").0.starts_with("shard 2 of keyspace default has lost its quorum, because"));
+}
+
+#[test]
+fn shards_that_miss_different_nodes_are_findings_of_their_own() {
+    let mut facts = healthy();
+    kill(&mut facts, 3);
+    kill(&mut facts, 2);
+    let shard = facts.shards[1].shard.as_mut().unwrap();
+    shard.replicas.retain(|replica| replica.node_id != 2);
+    let found: Vec<String> = names(&facts).into_iter().filter(|name| name.contains("no-quorum")).collect();
+    assert_eq!(found, ["critical no-quorum shards 2, 4, 5, 6 and 7", "critical no-quorum shard 3"]);
+}
+
+#[test]
+fn a_node_that_a_quorum_needs_is_never_to_be_removed() {
+    let removes = |facts: &Facts| {
+        let help = diagnose(facts).into_iter().flat_map(|finding| finding.help);
+        help.filter(|help| help.command.contains("node remove")).count()
+    };
+    let mut facts = healthy();
+    kill(&mut facts, 3);
+    assert_eq!(removes(&facts), 1);
+    kill(&mut facts, 2);
+    assert_eq!(removes(&facts), 0);
+    facts.nodes[1].node.as_mut().unwrap().state = NodeState::Lost.into();
+    assert_eq!(text(&facts, "node-lost").1, ["kvctl node list"]);
+    assert_eq!(removes(&facts), 0);
+}
+
+#[test]
+fn a_dead_node_is_replaced_at_once_where_another_node_can_take_its_replicas() {
+    let mut facts = healthy();
+    facts.nodes.push(node(4));
+    kill(&mut facts, 3);
+    assert_eq!(text(&facts, "node-down").1, ["scripts/cluster start 3", "kvctl node remove 3 --force not-drained"]);
 }
 
 #[test]
@@ -183,6 +234,12 @@ fn a_shard_without_a_leader_is_told_from_one_without_a_quorum() {
         replica.role = "candidate".into();
     }
     assert_eq!(names(&facts), ["critical no-leader shard 2"]);
+    for replica in &mut facts.shards[2].replicas {
+        replica.role = "candidate".into();
+    }
+    assert_eq!(names(&facts), ["critical no-leader shards 2 and 4"]);
+    let what = "shards 2 and 4 of keyspace default have no leader, though 3 of 3 voters answer";
+    assert_eq!(text(&facts, "no-leader").0, what);
 }
 
 #[test]
@@ -216,6 +273,13 @@ fn an_under_replicated_shard_gets_the_emptiest_node_or_the_advice_to_add_one() {
     assert_eq!(commands, ["kvctl shard add-learner 3 --node 3", "kvctl shard promote 3 --node 3"]);
     facts.nodes[2].node.as_mut().unwrap().state = NodeState::Draining.into();
     assert_eq!(text(&facts, "under-replicated").1, ["scripts/cluster add-node"]);
+    facts.keyspaces[0].replicas = 5;
+    facts.shards[1] = shard(3, 1);
+    assert_eq!(
+        names(&facts),
+        ["warning under-replicated shards 2 to 7", "note node-draining node 3"],
+        "one finding for all shards"
+    );
 }
 
 #[test]
@@ -274,12 +338,19 @@ fn a_node_that_may_not_lead_for_another_reason_says_which() {
 }
 
 #[test]
-fn leaders_that_sit_on_one_node_are_handed_over_one_by_one() {
+fn leaders_that_stay_on_one_node_are_handed_over_one_by_one() {
     let mut facts = healthy();
     facts.shards = (2..=7).map(|id| shard(id, 1)).collect();
+    assert_eq!(names(&facts), [""; 0], "one look does not tell what passes from what stays");
+    facts.earlier = facts.shards.clone();
     let (what, commands) = text(&facts, "leaders-uneven");
     assert_eq!(what, "leaders are spread unevenly: node 1 leads 6, node 2 leads 0 and node 3 leads 0");
     assert_eq!(commands, ["kvctl shard transfer-leader 2 --to 2"]);
+    status(&mut facts, 3).uptime_seconds = 20;
+    assert_eq!(names(&facts), [""; 0], "a node that has just started gets its share by itself");
+    status(&mut facts, 3).uptime_seconds = 3600;
+    facts.earlier = healthy().shards;
+    assert_eq!(names(&facts), [""; 0], "they have moved just now");
 }
 
 #[test]
@@ -294,6 +365,11 @@ fn a_replica_that_does_not_run_on_a_living_node_is_named() {
     let mut facts = healthy();
     facts.shards[0].replicas[0].role = "down".into();
     assert_eq!(names(&facts), ["warning replica-down shard 2"]);
+    facts.shards[2].replicas[0].role = "down".into();
+    assert_eq!(names(&facts), ["warning replica-down shards 2 and 4"]);
+    let what = "replicas of shards 2 and 4 of keyspace default do not run on node 1 (127.0.0.1:7001), though that node \
+                answers";
+    assert_eq!(text(&facts, "replica-down").0, what);
 }
 
 #[test]
