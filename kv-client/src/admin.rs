@@ -15,7 +15,7 @@ pub use kv_proto::pb::admin::v1 as pb;
 use kv_proto::pb::admin::v1::admin_service_client::AdminServiceClient;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::connection::{CallError, ConnectionError};
 use crate::core::Core;
@@ -154,7 +154,9 @@ impl Admin {
                 }
                 Err(error) => error,
             };
-            if effect == Effect::Changes && error.outcome() == Outcome::Unknown {
+            // What does not know the call has not done it.
+            let foreign = matches!(&error, CallError::Service(ServiceError::Foreign { code: Code::Unimplemented, .. }));
+            if effect == Effect::Changes && error.outcome() == Outcome::Unknown && !foreign {
                 outcome = Outcome::Unknown;
             }
             let remaining = deadline.at.saturating_duration_since(Instant::now());

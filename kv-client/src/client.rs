@@ -143,7 +143,10 @@ impl ClientBuilder {
 /// `host:port`, also if given as a URL.
 fn address(endpoint: &str) -> Result<Arc<str>> {
     let address = endpoint.trim().trim_start_matches("http://").trim_end_matches('/');
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    let port = address
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty() && !host.contains('/'))
+        .map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(_)) => Ok(Arc::from(address)),
         Some(Err(_)) | None => Err(Error::usage(format!("endpoint {endpoint:?} is not host:port"))),

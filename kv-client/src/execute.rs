@@ -126,7 +126,8 @@ impl Scope {
                 }
                 Err(Miss::Failed { error, node }) => (error, node),
             };
-            if operation.kind == Kind::Write && error.outcome() == Outcome::Unknown {
+            // Without a node it failed while it was routed: nothing of the write was sent.
+            if operation.kind == Kind::Write && node.is_some() && error.outcome() == Outcome::Unknown {
                 course.outcome = Outcome::Unknown;
             }
             let remaining = operation.deadline.remaining();

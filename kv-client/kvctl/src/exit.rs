@@ -150,7 +150,7 @@ impl Failure {
     fn service(error: &ServiceError) -> Self {
         let exit = exit_of(error);
         let reason = if error.reason().is_empty() { "FOREIGN" } else { error.reason() };
-        Self::new(exit, reason, error.to_string()).advise(advice_of(error))
+        Self::new(exit, reason, message_of(error)).advise(advice_of(error))
     }
 
     /// Says what was attempted.
@@ -172,7 +172,9 @@ impl Failure {
             Some(Outcome::Unknown) => {
                 lines.push("  the outcome is UNKNOWN: the write may or may not be applied".into())
             }
-            Some(Outcome::NotApplied) if self.exit == Exit::Unavailable => lines.push("  nothing was applied".into()),
+            Some(Outcome::NotApplied) if self.exit == Exit::Unavailable || self.advice == NOT_A_NODE => {
+                lines.push("  nothing was applied".into())
+            }
             Some(Outcome::NotApplied) | None => {}
         }
         if !self.advice.is_empty() {
@@ -261,6 +263,16 @@ fn silent(error: &ConnectionError) -> String {
         | ConnectionError::TimedOut { .. }
         | ConnectionError::Closed => error.to_string(),
     }
+}
+
+/// A server that speaks HTTP but not gRPC is told from what a node says.
+pub(crate) fn message_of(error: &ServiceError) -> String {
+    if let ServiceError::Foreign { code: Code::Unimplemented, message } = error
+        && message.contains("grpc-status header missing")
+    {
+        return "what answers there does not speak gRPC".to_owned();
+    }
+    error.to_string()
 }
 
 const UNREACHABLE: &str =
@@ -358,6 +370,18 @@ mod tests {
         let error = ServiceError::NoLeader { shard: ShardId(4), retry_after: SOON };
         assert_eq!(Failure::write(&error, Outcome::NotApplied).exit, Exit::Unavailable);
         assert_eq!(Failure::write(&error, Outcome::Unknown).exit, Exit::Unknown);
+    }
+
+    #[test]
+    fn a_server_that_is_no_node_is_told_in_plain_words() {
+        let message = "grpc-status header missing, mapped from HTTP status code 404".to_owned();
+        let error = ServiceError::Foreign { code: Code::Unimplemented, message };
+        let failure = Failure::write(&error, Outcome::NotApplied).doing("put a");
+        let expected = "\
+error: put a failed: what answers there does not speak gRPC
+  nothing was applied
+  hint: no kv node serves gRPC there: check --endpoints (the HTTP port is another one)";
+        assert_eq!((failure.exit, failure.render(Look::default()).as_str()), (Exit::Usage, expected));
     }
 
     #[test]

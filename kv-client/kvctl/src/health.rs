@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::cost::leaderless;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, message_of};
 use crate::human;
 use crate::output::{Grid, Look, Text, Tone, toned};
 
@@ -79,7 +79,7 @@ async fn ask(address: &str) -> Result<(String, u64), String> {
     let mut request = tonic::Request::new(GetNodeStatusRequest { brief: true });
     request.set_timeout(PROBE_TIMEOUT);
     let response = AdminServiceClient::new(channel).get_node_status(request).await;
-    let response = response.map_err(|status| ServiceError::from_status(&status).to_string())?.into_inner();
+    let response = response.map_err(|status| message_of(&ServiceError::from_status(&status)))?.into_inner();
     Ok((response.cluster_id, response.status.unwrap_or_default().node_id))
 }
 
