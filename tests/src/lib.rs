@@ -10,10 +10,13 @@ pub mod load;
 pub mod history;
 
 pub mod admin;
+pub mod kvctl;
 pub mod node;
 pub mod raw;
 pub mod http;
 pub mod logs;
 pub mod ports;
 pub mod files;
+pub mod disk;
+pub mod clock;
 pub mod wait;

@@ -30,6 +30,7 @@ pub struct NodeProcess {
     folder: PathBuf,
     grpc_port: u16,
     http_port: u16,
+    preload: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -38,7 +39,8 @@ impl NodeProcess {
     pub fn new(number: usize, below: &Path, settings: &[String]) -> Result<Self> {
         let folder = below.join(format!("node{number}"));
         fs::create_dir_all(&folder)?;
-        let node = Self { number, folder, grpc_port: free_port()?, http_port: free_port()?, child: None };
+        let node =
+            Self { number, folder, grpc_port: free_port()?, http_port: free_port()?, preload: None, child: None };
         node.configure(settings)?;
         Ok(node)
     }
@@ -53,6 +55,11 @@ impl NodeProcess {
         ];
         lines.extend_from_slice(settings);
         Ok(fs::write(self.folder.join("node.toml"), lines.join("\n") + "\n")?)
+    }
+
+    /// A library to load before all others; counts from the next start.
+    pub fn preload(&mut self, library: Option<PathBuf>) {
+        self.preload = library;
     }
 
     /// Its place in the cluster, from 1; also its node id unless it was wiped.
@@ -172,6 +179,9 @@ impl NodeProcess {
         // The settings of whoever runs the tests are not theirs.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KV_")) {
             command.env_remove(name);
+        }
+        if let Some(library) = &self.preload {
+            command.env("LD_PRELOAD", library);
         }
         command.arg("--config").arg(self.folder.join("node.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);

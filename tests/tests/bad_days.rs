@@ -5,13 +5,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kv_proto::errors::ServiceError;
 use kv_proto::pb::v1::{GetRequest, PutRequest, ScanRequest};
 use kv_tests::admin::Admin;
+use kv_tests::disk::SmallDisk;
 use kv_tests::files::{copy_folder, files_below, flip_bit, largest_file, truncate};
 use kv_tests::node::NodeProcess;
 use kv_tests::raw::{self, header};
@@ -259,24 +259,6 @@ async fn a_node_with_a_full_disk_is_read_only_until_there_is_space_again() -> Re
     node.stop().await?;
     drop(disk);
     Ok(())
-}
-
-/// A filesystem of 200 MiB, gone when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// None where mounting is not allowed.
-    fn mount(at: &Path) -> Result<Option<Self>> {
-        fs::create_dir_all(at)?;
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=200m", "tmpfs"]).arg(at).output();
-        Ok(mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned())))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
 
 /// Writes enough for tables, a manifest and a log to be there.

@@ -103,3 +103,38 @@ async fn a_wiped_node_comes_back_as_a_new_one_and_replaces_what_it_lost() -> Res
     ensure!(members.len() == 4, "{members:?}");
     cluster.finish().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_purged_by_its_bytes_long_before_its_entries_and_a_follower_catches_up_by_snapshot() -> Result<()> {
+    let settings = Settings::default()
+        .shards(1)
+        .expect_lost_nodes()
+        .line("flush_interval = \"200ms\"")
+        .line("log_bytes_kept = \"256KiB\"");
+    let mut cluster = Cluster::start(settings).await?;
+    let shards = cluster.admin().await?.shards("default").await?;
+    let shard = shards.first().and_then(|listing| listing.shard.as_ref()).context("it has one shard")?.shard_id;
+    cluster.node_mut(3).kill().await?;
+    let load = Load { value_bytes: 16 << 10, ..Load::default() }.start(&cluster.client().await?);
+    load.progress(400).await?;
+    wait::until("the log to be purged", WITHIN, || async {
+        let listing = cluster.admin().await?.shard(shard).await?;
+        let leader = listing.replicas.iter().find(|replica| replica.role == "leader").context("no leader")?;
+        // By entries alone, 10,000 would be kept.
+        ensure!(leader.purged_index > 0, "nothing of {} entries is purged", leader.last_index);
+        ensure!(leader.last_index < 10_000, "more entries than are kept anyway");
+        Ok(())
+    })
+    .await?;
+    cluster.restart(3).await?;
+    wait::until("node 3 to catch up", WITHIN, || async {
+        let listing = cluster.admin().await?.shard(shard).await?;
+        let leader = listing.replicas.iter().find(|replica| replica.role == "leader").context("no leader")?;
+        let third = listing.replicas.iter().find(|replica| replica.node_id == 3).context("no replica on node 3")?;
+        ensure!(third.applied_index + 1000 > leader.applied_index && third.purged_index > 0, "{third:?}");
+        Ok(())
+    })
+    .await?;
+    load.verify().await?;
+    cluster.finish().await
+}

@@ -1,39 +1,14 @@
 //! The command line tool against a real cluster: answers, exit codes, and what doctor names.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
-use kv_tests::node::binary;
+use kv_tests::kvctl::expect;
 use kv_tests::settings::Settings;
 use kv_tests::wait;
 use serde_json::Value;
-use tokio::process::Command;
-
-/// What a command did.
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-async fn kvctl(endpoints: &[String], arguments: &[&str]) -> Result<Ran> {
-    let mut command = Command::new(binary("kvctl")?);
-    command.env_remove("KV_ENDPOINTS").env_remove("KV_KEYSPACE").stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.arg("--endpoints").arg(endpoints.join(",")).args(arguments).output().await?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
-}
-
-/// The same, which must end with this code.
-async fn expect(endpoints: &[String], arguments: &[&str], code: i32) -> Result<Ran> {
-    let ran = kvctl(endpoints, arguments).await?;
-    let Ran { code: ended, stdout, stderr } = &ran;
-    ensure!(*ended == Some(code), "kvctl {arguments:?} ended with {ended:?}, not {code}:\n{stdout}\n{stderr}");
-    Ok(ran)
-}
+use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn data_is_written_and_read_from_any_endpoint() -> Result<()> {
@@ -60,6 +35,9 @@ async fn exit_codes_tell_what_went_wrong() -> Result<()> {
     expect(&endpoints, &["put", "", "empty key"], 2).await?;
     expect(&endpoints, &["-k", "nowhere", "get", "a"], 1).await?;
     expect(&["127.0.0.1:1".to_owned()], &["--timeout", "1s", "get", "a"], 3).await?;
+    // The HTTP port of a node.
+    let ran = expect(&[cluster.node(1).http_address()], &["put", "a", "b"], 2).await?;
+    ensure!(ran.stderr.contains("does not speak gRPC") && ran.stderr.contains("nothing was applied"), "{}", ran.stderr);
     expect(&endpoints, &["put", "a", "--value-file", "/no/such/file"], 6).await?;
     cluster.finish().await
 }
@@ -90,6 +68,17 @@ async fn doctor_names_a_dead_node_and_the_command_that_helps() -> Result<()> {
     ensure!(found.contains("kvctl") || found.contains("scripts/cluster"), "no command that helps: {found}");
     cluster.restart(3).await?;
     expect(&endpoints, &["doctor"], 0).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_no_node_knows_is_said_so_once_all_were_asked() -> Result<()> {
+    let cluster = Cluster::of_three().await?;
+    let endpoints = cluster.endpoints();
+    // Longer than this test waits: an answer comes because of what the nodes say.
+    let patient = ["--timeout", "1m", "shard", "describe", "999999"];
+    let ran = timeout(Duration::from_secs(40), expect(&endpoints, &patient, 1)).await??;
+    ensure!(ran.stderr.contains("999999"), "{}", ran.stderr);
     cluster.finish().await
 }
 

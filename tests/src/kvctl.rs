@@ -1,0 +1,36 @@
+//! The command line tool as a process.
+
+use std::process::Stdio;
+
+use anyhow::{Result, ensure};
+use tokio::process::Command;
+
+use crate::node::binary;
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    /// None if a signal ended it.
+    pub code: Option<i32>,
+    /// Its whole output.
+    pub stdout: String,
+    /// Its errors and notes.
+    pub stderr: String,
+}
+
+/// Runs it to its end.
+pub async fn kvctl(endpoints: &[String], arguments: &[&str]) -> Result<Ran> {
+    let mut command = Command::new(binary("kvctl")?);
+    command.env_remove("KV_ENDPOINTS").env_remove("KV_KEYSPACE").stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.arg("--endpoints").arg(endpoints.join(",")).args(arguments).output().await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
+
+/// The same, which must end with this code.
+pub async fn expect(endpoints: &[String], arguments: &[&str], code: i32) -> Result<Ran> {
+    let ran = kvctl(endpoints, arguments).await?;
+    let Ran { code: ended, stdout, stderr } = &ran;
+    ensure!(*ended == Some(code), "kvctl {arguments:?} ended with {ended:?}, not {code}:\n{stdout}\n{stderr}");
+    Ok(ran)
+}
