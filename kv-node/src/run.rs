@@ -83,7 +83,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let readiness = Arc::new(Readiness::default());
     let status = Arc::new(Status::new(Arc::clone(&telemetry), Arc::clone(&readiness)));
     let http = Http::start(http_listener, Arc::clone(&status));
-    let admission = Arc::new(Admission::new(config.requests_max, config.request_bytes_max));
+    let admission = Arc::new(Admission::new(config.requests_max, config.memory().requests));
     let cancel = CancellationToken::new();
     let parts = StartParts {
         config: Arc::clone(&config),

@@ -2,8 +2,8 @@
 
 use kv_proto::limits::{KEYSPACE_SHARDS_MAX, MESSAGE_BYTES_MAX};
 
-use super::Config;
 use super::layers::Fault;
+use super::{Config, Memory};
 
 /// All faults between values; empty if there are none.
 pub(super) fn check(config: &Config) -> Vec<Fault> {
@@ -81,22 +81,39 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
         "stream_bytes_max",
         "must be at least 8MiB, one largest message".to_owned(),
     );
-    need(
-        config.request_bytes_max >= config.stream_bytes_max,
-        "request_bytes_max",
-        "must be at least stream_bytes_max".to_owned(),
-    );
-    for (key, value) in [
-        ("log_cache", config.log_cache),
-        ("data_cache", config.data_cache),
-        ("data_write_buffer", config.data_write_buffer),
-    ] {
-        need(value >= 1 << 20, key, "must be at least 1MiB".to_owned());
-    }
+    memory(&mut need, config);
     if let Err(fault) = tracing_subscriber::EnvFilter::try_new(&config.log) {
         need(false, "log", format!("is no filter: {fault}"));
     }
     faults
+}
+
+/// Shares too small to work with, and shares that exceed the budget.
+fn memory(need: &mut impl FnMut(bool, &str, String), config: &Config) {
+    let shares = config.memory();
+    need(
+        config.memory_budget >= Memory::BUDGET_MIN,
+        "memory_budget",
+        "must be at least 128MiB: a node without data needs half of that".to_owned(),
+    );
+    need(
+        shares.requests >= config.stream_bytes_max,
+        "request_bytes_max",
+        "must be at least stream_bytes_max (it is an eighth of memory_budget unless it is set)".to_owned(),
+    );
+    for (key, value) in
+        [("log_cache", shares.log), ("data_cache", shares.data_cache), ("data_write_buffer", shares.data_write_buffer)]
+    {
+        need(value >= 1 << 20, key, "must be at least 1MiB".to_owned());
+    }
+    need(
+        shares.total() <= config.memory_budget,
+        "memory_budget",
+        format!(
+            "is less than the sum of its parts (log_cache, data_cache, data_write_buffer, request_bytes_max): {}",
+            bytesize::ByteSize(shares.total())
+        ),
+    );
 }
 
 fn address(need: &mut impl FnMut(bool, &str, String), key: &str, address: &str) {

@@ -10,6 +10,7 @@
 
 mod check;
 mod layers;
+mod memory;
 mod settings;
 mod units;
 
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use layers::{Faults, RECOVER, command, load, print, subcommand_of};
+pub use memory::Memory;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +69,13 @@ pub struct Config {
     /// A node whose clock differs more from its peers' refuses to lead.
     pub clock_offset_max: Duration,
 
-    /// Memory for recent log entries of all shards.
+    /// What the process may use in all; the parts below are shares of it unless they are set.
+    pub memory_budget: u64,
+    /// Memory for the log of all shards; 0 means a share of the budget.
     pub log_cache: u64,
-    /// Memory for blocks of the data engine.
+    /// Memory for blocks of the data engine; 0 means a share of the budget.
     pub data_cache: u64,
-    /// Memory for writes the data engine has not flushed.
+    /// Memory for writes the data engine has not flushed; 0 means a share of the budget.
     pub data_write_buffer: u64,
     /// How often applied data is flushed, so that the log can be purged.
     pub flush_interval: Duration,
@@ -98,7 +102,7 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Most requests this node works on at once.
     pub requests_max: u32,
-    /// Most bytes of requests this node works on at once.
+    /// Most bytes of requests this node works on at once; 0 means a share of the memory budget.
     pub request_bytes_max: u64,
     /// Most unanswered calls of one pipelined stream.
     pub stream_calls_max: u32,
@@ -128,9 +132,10 @@ impl Default for Config {
             election_timeout_max: Duration::from_millis(600),
             hibernate_after: Duration::from_secs(10),
             clock_offset_max: Duration::from_millis(500),
-            log_cache: 64 << 20,
-            data_cache: 128 << 20,
-            data_write_buffer: 64 << 20,
+            memory_budget: 512 << 20,
+            log_cache: 0,
+            data_cache: 0,
+            data_write_buffer: 0,
             flush_interval: Duration::from_secs(30),
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
@@ -143,7 +148,7 @@ impl Default for Config {
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(5),
             requests_max: 65_536,
-            request_bytes_max: 256 << 20,
+            request_bytes_max: 0,
             stream_calls_max: 4096,
             stream_bytes_max: 16 << 20,
             shutdown_timeout: Duration::from_secs(15),
@@ -152,6 +157,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How the memory budget is divided.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory::of(self)
+    }
+
     /// Shards of the `default` keyspace, with the default worked out.
     #[must_use]
     pub fn default_shards(&self) -> u32 {

@@ -58,6 +58,21 @@ fn every_fault_is_reported_at_once_with_where_it_came_from() {
 }
 
 #[test]
+fn what_grows_with_load_shares_one_memory_budget() {
+    let config = load_from(&["--data-dir", "/a", "--memory-budget", "1GiB", "--data-cache", "300MiB"], &[]).unwrap();
+    let eighth = 128 << 20;
+    let expected = Memory { log: eighth, data_cache: 300 << 20, data_write_buffer: eighth, requests: eighth };
+    assert_eq!(config.memory(), expected);
+    assert!(config.memory().total() < config.memory_budget);
+
+    let faults = load_from(&["--data-dir", "/a", "--memory-budget", "256MiB", "--data-cache", "300MiB"], &[]);
+    let text = faults.unwrap_err().to_string();
+    assert!(text.contains("memory_budget: is less than the sum of its parts"), "{text}");
+    let text = load_from(&["--data-dir", "/a", "--memory-budget", "64MiB"], &[]).unwrap_err().to_string();
+    assert!(text.contains("memory_budget: must be at least 128MiB"), "{text}");
+}
+
+#[test]
 fn a_file_that_is_no_toml_is_named() {
     let file = file("data_dir = \n");
     let text = load_from(&["--config", file.path().to_str().unwrap()], &[]).unwrap_err().to_string();

@@ -307,9 +307,13 @@ pub async fn open_engines(
 ) -> Result<Engines, StartError> {
     let (log_dir, data_dir) = (folder.log_dir(), folder.data_dir());
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    let log_options = LogOptions { memory_bytes: bytes(config.log_cache), metrics };
-    let data_options =
-        DataOptions { memory_bytes: bytes(config.data_cache + config.data_write_buffer), ..DataOptions::default() };
+    let shares = config.memory();
+    let log_options = LogOptions { memory_bytes: bytes(shares.log), metrics };
+    let data_options = DataOptions {
+        cache_bytes: bytes(shares.data_cache),
+        write_buffer_bytes: bytes(shares.data_write_buffer),
+        ..DataOptions::default()
+    };
     let opened = tokio::task::spawn_blocking(move || -> Result<Engines, StartError> {
         let log = LogEngine::open(&log_dir, log_options)?;
         let data = DataEngine::open(&data_dir, data_options)?;

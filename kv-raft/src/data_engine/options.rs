@@ -13,8 +13,10 @@ use super::collect::{CollectorFactory, Safepoints};
 /// How much the engine may use.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
-    /// Memory for write buffers and block cache together, in bytes.
-    pub memory_bytes: usize,
+    /// Memory for blocks that are read, indexes and filters included, in bytes.
+    pub cache_bytes: usize,
+    /// Memory for what is written and not flushed, in bytes.
+    pub write_buffer_bytes: usize,
     /// Threads for flushes and compactions.
     pub background_threads: u16,
     /// Bytes per second that flushes and compactions may write together; 0 is unlimited.
@@ -25,12 +27,15 @@ pub struct DataOptions {
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { memory_bytes: 256 << 20, background_threads: 2, background_bytes_per_second: 0, verify_bytes: 128 << 20 }
+        Self {
+            cache_bytes: 128 << 20,
+            write_buffer_bytes: 64 << 20,
+            background_threads: 2,
+            background_bytes_per_second: 0,
+            verify_bytes: 128 << 20,
+        }
     }
 }
-
-/// A quarter absorbs a burst of writes between two flushes; the rest caches what is read.
-const WRITE_BUFFER_SHARE: usize = 4;
 
 /// Write buffers of one table before its writers wait: one that fills, three that are flushed.
 const WRITE_BUFFERS: u16 = 4;
@@ -107,8 +112,7 @@ pub(crate) fn database(options: &DataOptions, create: bool) -> Options {
 
 /// The column families with their options; one block cache serves all.
 pub(crate) fn tables(options: &DataOptions, safepoints: &Arc<Safepoints>) -> Vec<ColumnFamilyDescriptor> {
-    let budget = options.memory_bytes.saturating_sub(write_buffers(options));
-    let cache = Cache::new_lru_cache(budget);
+    let cache = Cache::new_lru_cache(options.cache_bytes);
     let describe =
         |table: Table| ColumnFamilyDescriptor::new(table.name(), of_table(table, options, &cache, safepoints));
     let mut all = vec![ColumnFamilyDescriptor::new("default", Options::default())];
@@ -177,5 +181,5 @@ fn blocks(table: Table) -> BlockBasedOptions {
 }
 
 fn write_buffers(options: &DataOptions) -> usize {
-    (options.memory_bytes / WRITE_BUFFER_SHARE).max(WRITE_BUFFER_BYTES_MIN * usize::from(WRITE_BUFFERS))
+    options.write_buffer_bytes.max(WRITE_BUFFER_BYTES_MIN * usize::from(WRITE_BUFFERS))
 }

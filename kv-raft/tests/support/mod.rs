@@ -113,7 +113,7 @@ impl Cluster {
         let metrics = Arc::new(RaftMetrics::new(&mut prometheus_client::registry::Registry::default()));
         let options = LogOptions { memory_bytes: 16 << 20, metrics: LogMetrics::unregistered() };
         let log = eventually("the log opens", || LogEngine::open(&path.join("log"), options.clone()).ok()).await;
-        let options = DataOptions { memory_bytes: 32 << 20, ..DataOptions::default() };
+        let options = DataOptions { cache_bytes: 24 << 20, write_buffer_bytes: 8 << 20, ..DataOptions::default() };
         let data = eventually("the data opens", || DataEngine::open(&path.join("data"), options.clone()).ok()).await;
         let clock = Clock::new(Duration::from_millis(500));
         let transport = Transport::new(

@@ -43,7 +43,7 @@ fn metrics() -> Arc<RaftMetrics> {
 }
 
 fn options() -> DataOptions {
-    DataOptions { memory_bytes: 16 << 20, ..DataOptions::default() }
+    DataOptions { cache_bytes: 12 << 20, write_buffer_bytes: 4 << 20, ..DataOptions::default() }
 }
 
 fn open(dir: &Path) -> DataEngine {
