@@ -20,6 +20,15 @@ fix:
 test:
     scripts/test
 
+# A storm of faults on a real cluster under load; the seed draws what happens.
+nemesis SEED MINUTES="1" *arguments="":
+    cargo build --release --workspace --bins
+    "${CARGO_TARGET_DIR:-target}/release/nemesis" storm --seed {{ SEED }} --minutes {{ MINUTES }} {{ arguments }}
+
+# A campaign of storms with fresh seeds; writes docs/proof.md. Other proofs add their runs as files beside cluster.jsonl.
+proof STORMS="10" MINUTES="2":
+    scripts/proof {{ STORMS }} {{ MINUTES }}
+
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}

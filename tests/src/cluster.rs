@@ -4,8 +4,9 @@
 //! - node ids follow the numbers (1, 2, ...), since nodes start one after the other;
 //! - a test ends with [`Cluster::finish`]; without it (a failure) the folder is kept and its place printed.
 //!
-//! Not here: load and what it must find (load, history).
+//! Not here: load and what it must find (load, kv-checkers).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -14,14 +15,18 @@ use kv_client::Client;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
+use crate::disk::SmallDisk;
 use crate::http;
 use crate::logs;
+use crate::network::Network;
 use crate::node::NodeProcess;
 use crate::settings::{ENDED_REPLICA, Settings};
 use crate::wait;
 
 /// From the last start until every shard has a leader; generous, since a loaded machine of two cores runs this.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Of the disk of each node whose disk can be filled; storms write far less.
+const DISK_MEBIBYTES: u64 = 1024;
 /// One request of a test's own client.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -30,14 +35,17 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Cluster {
     folder: Option<TempDir>,
     settings: Settings,
+    network: Option<Network>,
     nodes: Vec<NodeProcess>,
+    disks: BTreeMap<usize, SmallDisk>,
 }
 
 impl Cluster {
     /// Starts the nodes and waits until every shard has a leader.
     pub async fn start(settings: Settings) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kv-test-").tempdir()?;
-        let mut cluster = Self { folder: Some(folder), settings, nodes: Vec::new() };
+        let network = settings.breakable.then(|| Network::new(folder.path().to_owned()));
+        let mut cluster = Self { folder: Some(folder), settings, network, nodes: Vec::new(), disks: BTreeMap::new() };
         for _ in 0..cluster.settings.nodes {
             cluster.join_node().await?;
         }
@@ -66,6 +74,18 @@ impl Cluster {
         self.nodes.iter()
     }
 
+    /// Its network, if it can be broken.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// The disk of node `number`, if it has one of its own.
+    #[must_use]
+    pub fn disk(&self, number: usize) -> Option<&SmallDisk> {
+        self.disks.get(&number)
+    }
+
     /// From here on lines of WARN and ERROR with this part are no surprise.
     pub fn expect(&mut self, part: impl Into<String>) {
         self.settings.expected.push(part.into());
@@ -78,6 +98,11 @@ impl Cluster {
         let mut lines = self.settings.lines.clone();
         lines.extend(self.origin(number));
         let mut node = NodeProcess::new(number, folder, &lines)?;
+        if let Some(network) = &mut self.network {
+            node.advertise(network.add(number, &node.address()).await?);
+            node.configure(&lines)?;
+            self.disks.extend(SmallDisk::mount(&node.data_dir(), DISK_MEBIBYTES)?.map(|disk| (number, disk)));
+        }
         node.start().await?;
         let address = node.address();
         self.nodes.push(node);
@@ -99,13 +124,22 @@ impl Cluster {
                 format!("default_shards = {}", self.settings.default_shards),
             ];
         }
-        let members: Vec<String> = self.nodes.iter().map(|node| format!("{:?}", node.address())).collect();
+        let members: Vec<String> = self.nodes.iter().map(|node| format!("{:?}", node.advertised())).collect();
         vec![format!("join = [{}]", members.join(", "))]
     }
 
     /// Kills all nodes that run, at once.
     pub async fn kill_all(&mut self) -> Result<()> {
         try_join_all(self.nodes.iter_mut().filter(|node| node.is_started()).map(NodeProcess::kill)).await?;
+        Ok(())
+    }
+
+    /// Starts all nodes that were stopped or killed, at once; fails if one ended by itself.
+    pub async fn start_missing(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            ensure!(!node.has_ended()?, "node {} ended by itself; its log is {}", node.number(), node.log().display());
+        }
+        try_join_all(self.nodes.iter_mut().filter(|node| !node.is_started()).map(NodeProcess::start)).await?;
         Ok(())
     }
 
@@ -159,7 +193,7 @@ impl Cluster {
     /// Addresses of all nodes, started or not.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.nodes.iter().map(NodeProcess::address).collect()
+        self.nodes.iter().map(NodeProcess::advertised).collect()
     }
 
     /// A client of its own that knows all nodes.
@@ -178,6 +212,23 @@ impl Cluster {
         });
         try_join_all(stops).await?;
         self.no_surprises(&ENDED_REPLICA)?;
+        self.folder = None;
+        Ok(())
+    }
+
+    /// Ends a test of faults: warnings and errors are what it provoked, a panic is not.
+    pub async fn finish_storm(mut self) -> Result<()> {
+        for node in &self.nodes {
+            ensure!(!logs::contains(&node.log(), "panicked")?, "node {} panicked", node.number());
+        }
+        let stops = self.nodes.iter_mut().filter(|node| node.is_started()).map(|node| async {
+            let number = node.number();
+            let status = node.stop().await?;
+            ensure!(status.success(), "node {number} stopped with {status}");
+            Ok(())
+        });
+        try_join_all(stops).await?;
+        self.disks.clear();
         self.folder = None;
         Ok(())
     }

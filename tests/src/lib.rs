@@ -4,10 +4,16 @@
 //!
 //! Not here: the tests themselves (`tests/tests`, one file per theme).
 
+pub mod report;
+pub mod nemesis;
+pub mod lying;
+pub mod workload;
+pub mod load;
 pub mod cluster;
 pub mod settings;
-pub mod load;
-pub mod history;
+pub mod network;
+pub mod caller;
+pub mod recorder;
 
 pub mod admin;
 pub mod kvctl;

@@ -1,22 +1,24 @@
 //! Continuous load through kv-client: counters and keys written once, every answer recorded.
 //!
-//! Invariants: bounded in writers, pace and number of requests; each counter has one writer, which waits for its
-//! answer before it goes on, so what it may read next is known.
+//! Invariants: bounded in writers, pace and number of requests.
 //!
-//! Not here: the judgement (history).
+//! Not here: the mixture that faults are proved with (workload), the judgement (kv-checkers).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use anyhow::{Context as _, Result, ensure};
+use futures::stream::{self, StreamExt as _};
+use kv_checkers::figures::Figures;
+use kv_checkers::history::{Call, History, Operation, Outcome};
+use kv_checkers::verdict;
 use kv_client::Client;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::history::{Failure, History, Record, Report, Request};
+use crate::caller::Caller;
+use crate::recorder::Recorder;
 use crate::wait;
 
 /// How long the load may need for the progress a test waits for.
@@ -56,166 +58,160 @@ impl Default for Load {
 pub struct Running {
     client: Client,
     keyspace: String,
-    shared: Arc<Shared>,
-    writers: JoinSet<Vec<Record>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    began: Instant,
-    stop: AtomicBool,
-    acknowledged: AtomicUsize,
+    recorder: Arc<Recorder>,
+    stop: Arc<AtomicBool>,
+    writers: JoinSet<()>,
 }
 
 impl Load {
     /// Begins.
     #[must_use]
     pub fn start(self, client: &Client) -> Running {
-        let shared =
-            Arc::new(Shared { began: Instant::now(), stop: AtomicBool::new(false), acknowledged: AtomicUsize::new(0) });
+        let (recorder, stop) = (Arc::new(Recorder::new(0)), Arc::new(AtomicBool::new(false)));
         let mut writers = JoinSet::new();
         // Loads of one test do not share keys.
         let name = format!("{:08x}", rand::random::<u32>());
         for writer in 0..self.writers {
             let writer = Writer {
-                keyspace: client.keyspace(&self.keyspace),
-                shared: shared.clone(),
+                process: recorder.process(),
+                caller: Caller::client(client.keyspace(&self.keyspace)),
+                recorder: recorder.clone(),
                 name: format!("{name}/{writer}"),
-                records: Vec::new(),
             };
-            writers.spawn(writer.run(self.clone()));
+            writers.spawn(writer.run(self.clone(), stop.clone()));
         }
-        Running { client: client.clone(), keyspace: self.keyspace, shared, writers }
+        Running { client: client.clone(), keyspace: self.keyspace, recorder, stop, writers }
     }
 }
 
 impl Running {
     /// Waits until this many further writes are acknowledged.
     pub async fn progress(&self, writes: usize) -> Result<()> {
-        let goal = self.shared.acknowledged.load(Ordering::Relaxed) + writes;
+        let goal = self.recorder.acknowledged() + writes;
         wait::until(&format!("{writes} more acknowledged writes"), PROGRESS_WITHIN, || async {
-            let acknowledged = self.shared.acknowledged.load(Ordering::Relaxed);
+            let acknowledged = self.recorder.acknowledged();
             ensure!(acknowledged >= goal, "{} are missing", goal - acknowledged);
             Ok(())
         })
         .await
     }
 
-    /// Ends the load; what it saw.
-    pub async fn stop(mut self) -> Result<History> {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        let mut history = History::default();
-        while let Some(records) = self.writers.join_next().await {
-            history.records.extend(records.context("a writer of the load panicked")?);
+    /// Ends the load.
+    pub async fn stop(mut self) -> Result<Stopped> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.writers.join_next().await {
+            ended.context("a writer of the load panicked")?;
         }
-        Ok(history)
+        Ok(Stopped { keyspace: self.keyspace, recorder: self.recorder })
     }
 
-    /// Ends the load, reads everything it touched, compares, and prints the figures.
-    pub async fn verify(self) -> Result<Report> {
-        let (client, keyspace) = (self.client.clone(), self.keyspace.clone());
-        let history = self.stop().await?;
-        let found = read_all(&client, &keyspace, history.keys()).await?;
-        match history.check(&found) {
-            Ok(report) => {
-                println!("{report}");
-                ensure!(report.acknowledged > 0, "nothing was acknowledged: {:?}", report.reasons);
-                Ok(report)
-            }
-            Err(broken) => {
-                let shown = broken.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
-                bail!("{} broken promises:\n{shown}", broken.len())
-            }
-        }
+    /// Ends the load, reads everything it touched, judges, and prints the figures.
+    pub async fn verify(self) -> Result<Figures> {
+        let client = self.client.clone();
+        self.stop().await?.verify(&client).await
     }
 }
 
-/// The values of these keys as they are now, absent ones left out.
-pub async fn read_all(client: &Client, keyspace: &str, keys: Vec<String>) -> Result<BTreeMap<String, String>> {
-    let keyspace = client.keyspace(keyspace);
-    let read = |key: String| {
-        let get = keyspace.get(&key);
-        async move {
-            let entry = get.await.with_context(|| format!("reading {key} at the end"))?;
-            anyhow::Ok(entry.map(|entry| (key, String::from_utf8_lossy(&entry.value).into_owned())))
-        }
+/// A load that has ended and is not judged yet.
+#[derive(Debug)]
+pub struct Stopped {
+    keyspace: String,
+    recorder: Arc<Recorder>,
+}
+
+impl Stopped {
+    /// Reads everything the load touched through this client, judges, and prints the figures.
+    pub async fn verify(self, client: &Client) -> Result<Figures> {
+        // Not among the figures: these reads are the test's, not the load's.
+        let figures = self.recorder.with(|history| Figures::of(history));
+        let caller = Caller::client(client.keyspace(&self.keyspace));
+        read_all(&caller, &self.recorder, |_| true).await?;
+        let verdict = verdict::judge(&self.recorder.take());
+        println!("{verdict}");
+        ensure!(verdict.violations.is_empty(), "broken promises:\n{verdict}");
+        ensure!(figures.acknowledged > 0, "nothing was acknowledged: {:?}", figures.reasons);
+        Ok(figures)
+    }
+}
+
+/// Reads every key that the history names and `of` accepts; all must answer.
+pub async fn read_all(caller: &Caller, recorder: &Recorder, of: impl Fn(&str) -> bool) -> Result<()> {
+    let mut keys = recorder.with(|history| keys(history));
+    keys.retain(|key| of(key));
+    let process = recorder.process();
+    let read = |key: String| async move {
+        let (invoke, call) = (recorder.now(), Call::read(&key));
+        let outcome = caller.call(&call).await;
+        let failed = match &outcome {
+            Outcome::NotApplied { reason } | Outcome::Unknown { reason } => Some(format!("reading {key}: {reason}")),
+            Outcome::Written { .. } | Outcome::Refused { .. } | Outcome::Found { .. } | Outcome::Listed { .. } => None,
+        };
+        recorder.enter(process, None, invoke, call, outcome);
+        failed
     };
-    let found: Vec<Option<(String, String)>> =
-        stream::iter(keys).map(read).buffer_unordered(READS_AT_ONCE).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+    let failed: Vec<Option<String>> = stream::iter(keys).map(read).buffer_unordered(READS_AT_ONCE).collect().await;
+    let failed: Vec<String> = failed.into_iter().flatten().take(5).collect();
+    ensure!(failed.is_empty(), "the final reads failed: {failed:?}");
+    Ok(())
+}
+
+fn keys(history: &History) -> Vec<String> {
+    let keys = |operation: &Operation| {
+        let one = operation.call.key().map(str::to_owned);
+        let many = if let Call::WriteMany { entries } = &operation.call { entries.as_slice() } else { &[] };
+        one.into_iter().chain(many.iter().map(|(key, _)| key.clone())).collect::<Vec<_>>()
+    };
+    let mut keys: Vec<String> = history.operations.iter().flat_map(keys).collect();
+    keys.sort();
+    keys.dedup();
+    keys
 }
 
 struct Writer {
-    keyspace: kv_client::Keyspace,
-    shared: Arc<Shared>,
+    process: u64,
+    caller: Caller,
+    recorder: Arc<Recorder>,
     name: String,
-    records: Vec<Record>,
 }
 
 impl Writer {
-    async fn run(mut self, load: Load) -> Vec<Record> {
+    async fn run(self, load: Load, stop: Arc<AtomicBool>) {
         let mut pace = interval(load.pace);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for round in 0..load.rounds_max {
-            if self.shared.stop.load(Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) {
                 break;
             }
             pace.tick().await;
-            self.put(round, load.value_bytes).await;
+            let (key, bytes) = (format!("put/{}/{round}", self.name), load.value_bytes);
+            let value = format!("{:>bytes$}", format!("{key}={:016x}", rand::random::<u64>()));
+            self.call(Call::Write { key, value }).await;
             self.count().await;
         }
-        self.records
-    }
-
-    async fn put(&mut self, round: usize, bytes: usize) {
-        let key = format!("put/{}/{round}", self.name);
-        let value = format!("{:>bytes$}", format!("{key}={:016x}", rand::random::<u64>()));
-        let began = self.shared.began.elapsed();
-        let result = self.keyspace.put(&key, &value).await;
-        self.record(Request::Put { key, value }, began, result.map(|_| ()).map_err(|error| failure(&error)));
     }
 
     /// Reads the counter and adds one, if the read tells what to add to.
-    async fn count(&mut self) {
-        let counter = format!("counter/{}", self.name);
-        let began = self.shared.began.elapsed();
-        let read = self.keyspace.get(&counter).await;
-        let (read, found) = match read {
-            Ok(None) => (Ok(()), Some(0)),
-            Ok(Some(entry)) => (Ok(()), String::from_utf8_lossy(&entry.value).parse::<u64>().ok()),
-            Err(error) => (Err(failure(&error)), None),
+    async fn count(&self) {
+        let key = format!("counter/{}", self.name);
+        let from = match self.call(Call::read(&key)).await {
+            Outcome::Found { entry: None } => Some(0),
+            // A counter that holds no number is found at the end.
+            Outcome::Found { entry: Some(entry) } => entry.value.parse::<u64>().ok(),
+            Outcome::Written { .. }
+            | Outcome::Refused { .. }
+            | Outcome::Listed { .. }
+            | Outcome::NotApplied { .. }
+            | Outcome::Unknown { .. } => None,
         };
-        let is_read = read.is_ok();
-        // A counter that holds no number is found at the end.
-        let found = found.unwrap_or_default();
-        self.record(Request::Read { counter: counter.clone(), found }, began, read);
-        if is_read {
-            self.increment(counter, found).await;
+        if let Some(from) = from {
+            self.call(Call::Increment { key, from }).await;
         }
     }
 
-    async fn increment(&mut self, counter: String, found: u64) {
-        let began = self.shared.began.elapsed();
-        let change = self.keyspace.compare_and_set(&counter);
-        let change = if found == 0 { change.expect_absent() } else { change.expect_value(found.to_string()) };
-        let result = match change.set((found + 1).to_string()).await {
-            Ok(answer) if answer.applied() => Ok(()),
-            // An increment of unknown outcome came in between.
-            Ok(_) => Err(Failure { outcome: kv_proto::errors::Outcome::NotApplied, reason: "refused".to_owned() }),
-            Err(error) => Err(failure(&error)),
-        };
-        self.record(Request::Increment { counter }, began, result);
+    async fn call(&self, call: Call) -> Outcome {
+        let invoke = self.recorder.now();
+        let outcome = self.caller.call(&call).await;
+        self.recorder.enter(self.process, None, invoke, call, outcome.clone());
+        outcome
     }
-
-    fn record(&mut self, request: Request, began: Duration, result: Result<(), Failure>) {
-        let is_read = matches!(request, Request::Read { .. });
-        if result.is_ok() && !is_read {
-            self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
-        }
-        self.records.push(Record { request, began, ended: self.shared.began.elapsed(), result });
-    }
-}
-
-fn failure(error: &kv_client::Error) -> Failure {
-    Failure { outcome: error.outcome(), reason: error.to_string() }
 }

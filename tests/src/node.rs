@@ -31,6 +31,7 @@ pub struct NodeProcess {
     grpc_port: u16,
     http_port: u16,
     preload: Option<PathBuf>,
+    advertised: Option<String>,
     child: Option<Child>,
 }
 
@@ -39,8 +40,15 @@ impl NodeProcess {
     pub fn new(number: usize, below: &Path, settings: &[String]) -> Result<Self> {
         let folder = below.join(format!("node{number}"));
         fs::create_dir_all(&folder)?;
-        let node =
-            Self { number, folder, grpc_port: free_port()?, http_port: free_port()?, preload: None, child: None };
+        let node = Self {
+            number,
+            folder,
+            grpc_port: free_port()?,
+            http_port: free_port()?,
+            preload: None,
+            advertised: None,
+            child: None,
+        };
         node.configure(settings)?;
         Ok(node)
     }
@@ -53,6 +61,7 @@ impl NodeProcess {
             format!("http_listen = {:?}", self.http_address()),
             "log_format = \"json\"".to_owned(),
         ];
+        lines.extend(self.advertised.iter().map(|address| format!("advertise = {address:?}")));
         lines.extend_from_slice(settings);
         Ok(fs::write(self.folder.join("node.toml"), lines.join("\n") + "\n")?)
     }
@@ -68,7 +77,18 @@ impl NodeProcess {
         self.number
     }
 
-    /// gRPC address.
+    /// Has others reach it by another address than its own; counts from the next [`NodeProcess::configure`].
+    pub fn advertise(&mut self, address: String) {
+        self.advertised = Some(address);
+    }
+
+    /// The gRPC address others reach it by.
+    #[must_use]
+    pub fn advertised(&self) -> String {
+        self.advertised.clone().unwrap_or_else(|| self.address())
+    }
+
+    /// Its own gRPC address.
     #[must_use]
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.grpc_port)
@@ -131,6 +151,14 @@ impl NodeProcess {
         let log = fs::read(self.log())?;
         let said = log.get(usize::try_from(before)?..).unwrap_or_default();
         Ok((status, String::from_utf8_lossy(said).into_owned()))
+    }
+
+    /// Whether the process ended although nobody stopped it.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(match self.child.as_mut() {
+            Some(child) => child.try_wait()?.is_some(),
+            None => false,
+        })
     }
 
     /// SIGKILL.
@@ -213,10 +241,11 @@ impl NodeProcess {
     }
 }
 
-/// A binary of the workspace: beside the test's own, where cargo puts both.
+/// A binary of the workspace: beside this one, or one folder above if this is a test, where cargo puts both.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let folder = own.parent().and_then(Path::parent).context("the test binary lies two folders deep")?;
+    let beside = own.parent().context("a binary lies in a folder")?;
+    let folder = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
     let path = folder.join(name);
     ensure!(path.is_file(), "{} is not built: run scripts/test, or cargo build --release", path.display());
     Ok(path)

@@ -11,11 +11,13 @@ pub struct Settings {
     pub lines: Vec<String>,
     /// Parts of lines of WARN and ERROR that this test provokes.
     pub expected: Vec<String>,
+    /// Whether the network goes through proxies and, where that is allowed, each node has a small disk of its own.
+    pub breakable: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nodes: 3, default_shards: 3, lines: Vec::new(), expected: Vec::new() }
+        Self { nodes: 3, default_shards: 3, lines: Vec::new(), expected: Vec::new(), breakable: false }
     }
 }
 
@@ -31,6 +33,13 @@ impl Settings {
     #[must_use]
     pub fn shards(mut self, shards: u32) -> Self {
         self.default_shards = shards;
+        self
+    }
+
+    /// With a network and disks that can be broken.
+    #[must_use]
+    pub fn breakable(mut self) -> Self {
+        self.breakable = true;
         self
     }
 

@@ -226,15 +226,14 @@ async fn a_node_with_a_full_disk_is_read_only_until_there_is_space_again() -> Re
     let mut lines = alone();
     lines.extend(["disk_free_min = \"100MiB\"", "disk_check_interval = \"100ms\""].map(str::to_owned));
     let mut node = NodeProcess::new(1, folder.path(), &lines)?;
-    let Some(disk) = SmallDisk::mount(&node.data_dir())? else {
+    let Some(disk) = SmallDisk::mount(&node.data_dir(), 200)? else {
         eprintln!("SKIPPED: a small filesystem can only be mounted by root with the right to");
         return Ok(());
     };
     node.start().await?;
     written(&node, "before").await?;
 
-    let filler = node.data_dir().join("filler");
-    fs::write(&filler, vec![0_u8; 160 << 20])?;
+    disk.fill()?;
     let mut kv = raw::kv(&node.address()).await?;
     wait::until("writes to be refused", WITHIN, || {
         let mut kv = kv.clone();
@@ -250,7 +249,7 @@ async fn a_node_with_a_full_disk_is_read_only_until_there_is_space_again() -> Re
     let status = Admin::to(&node.address()).await?.node_status().await?;
     ensure!(status.read_only, "the status does not say it");
 
-    fs::remove_file(&filler)?;
+    disk.free()?;
     wait::until("writes to be accepted again", WITHIN, || {
         let mut kv = kv.clone();
         async move { Ok(kv.put(put("after", 10)).await.map(|_| ())?) }

@@ -86,7 +86,7 @@ async fn fill_disk(cluster: &mut Cluster) -> Result<Option<SmallDisk>> {
     cluster.node_mut(4).stop().await?;
     let (data, kept) = (cluster.node(4).data_dir(), cluster.node(4).data_dir().with_extension("kept"));
     fs::rename(&data, &kept)?;
-    let disk = SmallDisk::mount(&data)?;
+    let disk = SmallDisk::mount(&data, 200)?;
     if disk.is_some() {
         copy_folder(&kept, &data)?;
     } else {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kv_tests::cluster::Cluster;
-use kv_tests::load::{Load, read_all};
+use kv_tests::load::Load;
 use kv_tests::settings::Settings;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -12,15 +12,13 @@ async fn a_stopped_cluster_starts_again_from_disk_with_everything() -> Result<()
     let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(1_000).await?;
-    let history = load.stop().await?;
+    let load = load.stop().await?;
     for number in [1, 2, 3] {
         let status = cluster.node_mut(number).stop().await?;
         ensure!(status.success(), "node {number} stopped with {status}");
     }
     cluster.start_all().await?;
-    let found = read_all(&cluster.client().await?, "default", history.keys()).await?;
-    let report = history.check(&found).map_err(|broken| anyhow::anyhow!(broken.join("\n")))?;
-    println!("{report}");
+    load.verify(&cluster.client().await?).await?;
     cluster.finish().await
 }
 
