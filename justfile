@@ -29,6 +29,13 @@ nemesis SEED MINUTES="1" *arguments="":
 proof STORMS="10" MINUTES="2":
     scripts/proof {{ STORMS }} {{ MINUTES }}
 
+# Feeds random bytes to a decoder: wire, log, snapshot, cursor, config or keys. The first build compiles RocksDB once more.
+fuzz TARGET SECONDS="60":
+    mkdir -p fuzz/corpus/{{ TARGET }}
+    RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing" \
+        CARGO_TARGET_DIR=fuzz/target cargo build --release --target x86_64-unknown-linux-gnu --manifest-path fuzz/Cargo.toml --bin {{ TARGET }}
+    fuzz/target/x86_64-unknown-linux-gnu/release/{{ TARGET }} -max_total_time={{ SECONDS }} fuzz/corpus/{{ TARGET }}
+
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}
