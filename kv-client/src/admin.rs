@@ -96,6 +96,8 @@ calls! {
     Changes move_replica(MoveReplicaRequest) -> MoveReplicaResponse;
     /// Hands a shard's leadership to the replica on a node.
     Changes transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse;
+    /// Compares the content of a shard's replicas.
+    Reads check_shard(CheckShardRequest) -> CheckShardResponse;
     /// Long actions and how far they are.
     Reads list_actions(ListActionsRequest) -> ListActionsResponse;
     /// Ends an action before its next step.

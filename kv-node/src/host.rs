@@ -20,6 +20,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream;
 use kv_proto::ids::{NodeId, ShardId};
+use kv_raft::failpoint;
 use kv_raft::replica::{RaftContext, Replica, ReplicaSpec, StartError};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +135,7 @@ impl Host {
     }
 
     async fn take(&self, step: HostStep) -> bool {
+        failpoint!("host.step");
         let (shard, result) = match step {
             HostStep::Create(spec) => (spec.shard, self.start(spec).await.map(drop)),
             HostStep::Destroy { shard, replica } => {

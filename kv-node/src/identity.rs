@@ -16,6 +16,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use kv_proto::ids::NodeId;
+use kv_raft::failpoint;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -281,10 +282,13 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
 /// Afterwards the file holds all of `bytes` or, after a crash, what it held before.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let beside = path.with_extension("tmp");
+    failpoint!("file.write");
     let mut file = File::create(&beside).map_err(fail(&beside, "create"))?;
     file.write_all(bytes).map_err(fail(&beside, "write"))?;
     file.sync_all().map_err(fail(&beside, "sync"))?;
+    failpoint!("file.rename");
     fs::rename(&beside, path).map_err(fail(path, "replace"))?;
+    failpoint!("file.renamed");
     let folder = path.parent().unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail(folder, "sync"))
 }
@@ -351,6 +355,36 @@ mod tests {
         fs::remove_file(engine.join(OWNER)).unwrap();
         fs::write(engine.join("000004.log"), "entries").unwrap();
         assert!(matches!(folder.claim(&engine, &ours), Err(IdentityError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_flipped_cut_or_missing_owner_is_refused_by_name_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let ours = Identity::create(Stage::Member, random_id(), NodeId(1));
+        let engines = [folder.log_dir(), folder.data_dir()];
+        engines.iter().for_each(|engine| folder.claim(engine, &ours).unwrap());
+        engines.iter().for_each(|engine| fs::write(engine.join("CURRENT"), "manifest").unwrap());
+        for engine in [folder.log_dir(), folder.data_dir()] {
+            let owner = engine.join(OWNER);
+            let whole = fs::read(&owner).unwrap();
+            let flips = (0..whole.len() * 8).map(|bit| {
+                let mut flipped = whole.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                flipped
+            });
+            let cuts = (0..whole.len()).map(|keep| whole[..keep].to_vec());
+            for damaged in flips.chain(cuts) {
+                fs::write(&owner, &damaged).unwrap();
+                let error = folder.claim(&engine, &ours).unwrap_err().to_string();
+                assert!(error.contains(owner.to_str().unwrap()), "{error}");
+                assert_eq!(fs::read(&owner).unwrap(), damaged);
+            }
+            fs::remove_file(&owner).unwrap();
+            let error = folder.claim(&engine, &ours).unwrap_err().to_string();
+            assert!(error.contains(owner.to_str().unwrap()), "{error}");
+            fs::write(&owner, &whole).unwrap();
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::peers::Peers;
+use kv_raft::failpoint;
 
 /// One member's time to answer: it may have to wait for an election.
 const ASK: Duration = Duration::from_secs(5);
@@ -44,6 +45,7 @@ pub async fn join(
 ) -> Result<JoinResponse, JoinError> {
     for round in 0_u32.. {
         for address in addresses {
+            failpoint!("join.ask");
             let asked = peers.join(address, request(identity, config), ASK);
             let Some(answer) = cancel.run_until_cancelled(asked).await else { return Err(JoinError::Stopped) };
             match answer {

@@ -19,7 +19,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// The configuration is at fault.
 const EXIT_CONFIG: u8 = 2;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let matches = config::command().get_matches();
     let config = match config::load(&matches, |name| std::env::var(name).ok()) {
         Ok(config) => config,
@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::abort_on_panic();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     if let Err(fault) = telemetry::start(&config) {
         eprintln!("kv-node: {fault}");
         return ExitCode::from(EXIT_CONFIG);

@@ -14,6 +14,7 @@ pub mod readiness;
 use std::future::Future;
 use std::sync::Arc;
 
+use kv_raft::failpoint;
 use kv_raft::transport::Transport;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -78,19 +79,24 @@ impl Node {
         let host = &self.shared.host;
         let context = host.context().clone();
         tracing::info!("stopping: handing leadership over");
+        failpoint!("stop.hand_over");
         host.hand_over().await;
         tracing::info!("stopping: controller and replicas");
+        failpoint!("stop.controller");
         self.controller.stop().await;
         self.background.stop().await;
         host.stop().await;
         context.shutdown().await;
+        failpoint!("stop.network");
         self.transport.shutdown().await;
         self.shared.pool.close().await;
         tracing::info!("stopping: engines");
+        failpoint!("stop.flush");
         if let Err(error) = context.data().flush().await {
             tracing::warn!(%error, "the data was not flushed; the log still holds it");
         }
         context.data().close().await;
+        failpoint!("stop.log");
         context.log().close().await;
         tracing::info!("stopped");
     }

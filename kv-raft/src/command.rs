@@ -12,11 +12,17 @@ use std::fmt;
 
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::{BufMut, Bytes, BytesMut};
-use kv_proto::ids::{ClientId, Sequence};
+use kv_proto::ids::{ClientId, ReplicaId, Sequence};
 use kv_proto::timestamp::Timestamp;
 
 /// Format of encoded batches: the first byte of each. Changing the encoding takes a new number and an ADR.
 pub const BATCH_FORMAT: u8 = 1;
+
+/// Format of an [`Order`] to the replicas in the place of commands.
+pub const ORDER_FORMAT: u8 = 2;
+
+/// How content checksums are computed (data engine, checksum); replicas that know another one do not take part.
+pub const CHECKSUM_ALGORITHM: u8 = 1;
 
 /// format (1), stamp (8, little endian), count (4, little endian).
 const BATCH_HEADER_BYTES: usize = 13;
@@ -103,6 +109,34 @@ impl EncodedCommand {
     }
 }
 
+/// What an entry tells the replicas themselves; it changes no key.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Order {
+    /// Every replica takes a checksum of its content as of this entry and tells the leader.
+    Check {
+        /// See [`CHECKSUM_ALGORITHM`].
+        algorithm: u8,
+    },
+    /// These replicas differed from the majority: they are not to be trusted any more.
+    Verdict {
+        /// Index of the check.
+        checked: u64,
+        /// Replica ids.
+        wrong: Vec<u64>,
+    },
+}
+
+impl Order {
+    /// The check by which this replica is found wrong, if it is.
+    #[must_use]
+    pub fn condemns(&self, replica: ReplicaId) -> Option<u64> {
+        match self {
+            Self::Check { .. } => None,
+            Self::Verdict { checked, wrong } => wrong.contains(&replica.0).then_some(*checked),
+        }
+    }
+}
+
 /// The commands of one log entry with the stamp their leader gave them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CommandBatch(Bytes);
@@ -127,10 +161,46 @@ impl CommandBatch {
         Self(joined.freeze())
     }
 
+    /// An order in the place of commands.
+    #[must_use]
+    pub fn order(stamp: Timestamp, order: &Order) -> Self {
+        let order = bincode::encode_to_vec(order, bincode_config()).expect("a vector takes any order");
+        let mut bytes = BytesMut::with_capacity(BATCH_HEADER_BYTES + order.len());
+        bytes.put_u8(ORDER_FORMAT);
+        bytes.put_u64_le(stamp.0);
+        bytes.put_slice(&order);
+        Self(bytes.freeze())
+    }
+
+    /// Whether this is an order; its commands are none then.
+    #[must_use]
+    pub fn is_order(&self) -> bool {
+        self.0.first() == Some(&ORDER_FORMAT)
+    }
+
+    /// The stamp and the order.
+    pub fn decode_order(&self) -> Result<(Timestamp, Order), DecodeError> {
+        let (format, rest) = self.0.split_first().ok_or_else(|| short("format"))?;
+        if *format != ORDER_FORMAT {
+            return Err(DecodeError(format!("format {format} is no order")));
+        }
+        let (stamp, rest) = rest.split_first_chunk::<8>().ok_or_else(|| short("stamp"))?;
+        let (order, read) =
+            bincode::decode_from_slice(rest, bincode_config()).map_err(|e| DecodeError(e.to_string()))?;
+        if read != rest.len() {
+            return Err(DecodeError(format!("{} bytes left over", rest.len() - read)));
+        }
+        Ok((Timestamp(u64::from_le_bytes(*stamp)), order))
+    }
+
     /// From bytes that [`CommandBatch::as_bytes`] gave; refuses what does not decode completely.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, DecodeError> {
         let batch = Self(bytes);
-        batch.decode()?;
+        if batch.is_order() {
+            batch.decode_order().map(drop)?
+        } else {
+            batch.decode().map(drop)?
+        }
         Ok(batch)
     }
 

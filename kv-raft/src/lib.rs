@@ -14,3 +14,4 @@ pub mod metrics;
 pub mod timing;
 pub mod types;
 pub mod command;
+mod failpoint;

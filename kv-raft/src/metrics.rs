@@ -72,6 +72,12 @@ pub struct RaftMetrics {
     pub wakes: Counter,
     /// Elections this node's replicas won.
     pub elections_won: Counter,
+    /// Checksums of replicas' content taken here.
+    pub checks: Counter,
+    /// Checks judged by leaders here at which all replicas were equal.
+    pub checks_equal: Counter,
+    /// Checks judged by leaders here at which replicas differed.
+    pub checks_differing: Counter,
 }
 
 impl RaftMetrics {
@@ -109,6 +115,9 @@ impl RaftMetrics {
             hibernations: counter("kv_hibernations", "Shards put to sleep by their leader on this node"),
             wakes: counter("kv_wakes", "Replicas woken on this node"),
             elections_won: counter("kv_elections_won", "Elections won by replicas of this node"),
+            checks: counter("kv_replica_checks", "Checksums of replicas' content taken on this node"),
+            checks_equal: counter("kv_replica_checks_equal", "Checks that found all replicas of a shard equal"),
+            checks_differing: counter("kv_replica_checks_differing", "Checks that found replicas of a shard differing"),
         }
     }
 

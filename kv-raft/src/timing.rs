@@ -29,6 +29,10 @@ pub struct Timing {
     pub log_bytes_kept: u64,
     /// Bytes per second of all snapshots a node sends together; 0 sets no limit.
     pub snapshot_bytes_per_second: u64,
+    /// How often the replicas of a shard that was written to compare their content; None only on demand.
+    pub check_interval: Option<Duration>,
+    /// Bytes per second a node reads for it; 0 sets no limit.
+    pub check_bytes_per_second: u64,
 }
 
 impl Default for Timing {
@@ -43,6 +47,8 @@ impl Default for Timing {
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
             snapshot_bytes_per_second: 64 << 20,
+            check_interval: Some(Duration::from_secs(600)),
+            check_bytes_per_second: 32 << 20,
         }
     }
 }
@@ -55,6 +61,9 @@ impl Timing {
         }
         if self.flush_interval.is_zero() {
             return Err("the flush interval is zero".to_owned());
+        }
+        if self.check_interval.is_some_and(|interval| interval.is_zero()) {
+            return Err("the check interval is zero".to_owned());
         }
         if self.heartbeat * 3 > self.election_min {
             return Err(format!(

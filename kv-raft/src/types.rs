@@ -132,6 +132,10 @@ pub struct ReplicaState {
     pub joint: bool,
     /// Whether it sleeps.
     pub hibernated: bool,
+    /// Index of the last entry at which its content was compared with its peers', since the process began.
+    pub checked: u64,
+    /// Its content differs from that of the majority: it serves nothing until it is replaced.
+    pub quarantined: bool,
     /// Bytes of data, estimated.
     pub data_bytes: u64,
 }

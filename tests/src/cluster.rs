@@ -53,6 +53,32 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// As [`Cluster::start`], but node `number`, one more than the settings say if it joins, crashes at a failpoint
+    /// first; tells whether it did.
+    pub async fn start_crashing(settings: Settings, number: usize, failpoints: &str) -> Result<(Self, bool)> {
+        let folder = tempfile::Builder::new().prefix("kv-test-").tempdir()?;
+        let (network, disks) = (None, BTreeMap::new());
+        let mut cluster = Self { folder: Some(folder), settings, network, nodes: Vec::new(), disks };
+        for _ in 1..number {
+            cluster.join_node().await?;
+        }
+        let below = cluster.folder.as_ref().context("the cluster is finished")?.path();
+        let mut lines = cluster.settings.lines.clone();
+        lines.extend(cluster.origin(number));
+        let mut node = NodeProcess::new(number, below, &lines)?;
+        node.set_failpoints(Some(failpoints.to_owned()));
+        node.start_to_crash()?;
+        let ended = node.end_within(CLIENT_TIMEOUT).await?;
+        if ended.is_none() {
+            node.kill().await?;
+        }
+        node.set_failpoints(None);
+        node.start().await?;
+        cluster.nodes.push(node);
+        cluster.ready().await?;
+        Ok((cluster, ended.is_some()))
+    }
+
     /// Three nodes with the usual settings.
     pub async fn of_three() -> Result<Self> {
         Self::start(Settings::default()).await

@@ -33,6 +33,7 @@ pub struct NodeProcess {
     preload: Option<PathBuf>,
     advertised: Option<String>,
     child: Option<Child>,
+    failpoints: Option<String>,
 }
 
 impl NodeProcess {
@@ -47,6 +48,7 @@ impl NodeProcess {
             http_port: free_port()?,
             preload: None,
             advertised: None,
+            failpoints: None,
             child: None,
         };
         node.configure(settings)?;
@@ -69,6 +71,29 @@ impl NodeProcess {
     /// A library to load before all others; counts from the next start.
     pub fn preload(&mut self, library: Option<PathBuf>) {
         self.preload = library;
+    }
+
+    /// From the next start on it is the build with failpoints, with these set (docs/failpoints.md); None: the product.
+    pub fn set_failpoints(&mut self, failpoints: Option<String>) {
+        self.failpoints = failpoints;
+    }
+
+    /// Starts the process, which may end at any time.
+    pub fn start_to_crash(&mut self) -> Result<()> {
+        self.spawn()
+    }
+
+    /// How the process ended, once it has within this time; None if it still runs.
+    pub async fn end_within(&mut self, within: Duration) -> Result<Option<ExitStatus>> {
+        let child = self.child.as_mut().with_context(|| format!("node {} is not started", self.number))?;
+        let Ok(status) = timeout(within, child.wait()).await else { return Ok(None) };
+        self.child = None;
+        Ok(Some(status?))
+    }
+
+    /// SIGTERM, without waiting for the end.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        self.signal(Signal::TERM)
     }
 
     /// Its place in the cluster, from 1; also its node id unless it was wiped.
@@ -203,7 +228,11 @@ impl NodeProcess {
     fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "node {} is started already", self.number);
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut command = Command::new(binary("kv-node")?);
+        let program = if self.failpoints.is_some() { "kv-node-failpoints" } else { "kv-node" };
+        let mut command = Command::new(binary(program)?);
+        if let Some(failpoints) = &self.failpoints {
+            command.env("FAILPOINTS", failpoints);
+        }
         // The settings of whoever runs the tests are not theirs.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KV_")) {
             command.env_remove(name);

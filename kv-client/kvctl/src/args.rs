@@ -277,7 +277,7 @@ mod tests {
             keyspace create users --range --split m --replicas 3|keyspace create u --shards 12 --retention 1h
             keyspace delete users --yes|node list|node status|node status 2|node drain 3|node undrain 3
             node remove 3 --force not-drained|shard list|shard describe 4|shard move 4 --from 1 --to 2
-            shard transfer-leader 4 --to 2|shard transfer-leader 4|shard add-learner 4 --node 3
+            shard check 4|shard transfer-leader 4 --to 2|shard transfer-leader 4|shard add-learner 4 --node 3
             shard promote 4 --node 3|shard change-voters 4 --nodes 1,2,3|shard remove-replica 4 --node 3 --no-wait
             action list|action list --running|action cancel 7|action wait 7|status|status --cost --interval 10s
             health|doctor|completions bash|shell";

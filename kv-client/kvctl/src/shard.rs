@@ -4,8 +4,8 @@
 
 use clap::Subcommand;
 use kv_proto::pb::admin::v1::{
-    Action, AddLearnerRequest, ChangeVotersRequest, MoveReplicaRequest, PromoteLearnerRequest, RemoveReplicaRequest,
-    TransferLeaderRequest,
+    Action, AddLearnerRequest, ChangeVotersRequest, CheckShardRequest, MoveReplicaRequest, PromoteLearnerRequest,
+    RemoveReplicaRequest, TransferLeaderRequest,
 };
 use serde_json::json;
 
@@ -13,6 +13,7 @@ use crate::action::Waiting;
 use crate::context::Context;
 use crate::doctor::leader_of;
 use crate::exit::{Exit, Explain as _, Failure};
+use crate::human;
 use crate::shard_view;
 
 /// `shard`.
@@ -42,6 +43,11 @@ pub(crate) enum ShardCommand {
         to: u64,
         #[command(flatten)]
         plan: Plan,
+    },
+    /// Compare the content of all replicas (exit code 0 or 5)
+    Check {
+        /// As `shard list` shows it
+        shard: u64,
     },
     /// Hand leadership to another replica
     TransferLeader {
@@ -115,6 +121,7 @@ impl Context {
         match command {
             ShardCommand::List { of } => self.list_shards(of.as_deref().unwrap_or_default()).await,
             ShardCommand::Describe { shard } => self.describe_shard(*shard).await,
+            ShardCommand::Check { shard } => self.check_shard(*shard).await,
             ShardCommand::TransferLeader { shard, to } => self.transfer_leader(*shard, *to).await,
             ShardCommand::Move { plan, .. }
             | ShardCommand::AddLearner { plan, .. }
@@ -157,6 +164,36 @@ impl Context {
             Failure::no("SHARD_NOT_FOUND", format!("shard {shard} does not exist"))
                 .advise("kvctl shard list shows the shards")
         })
+    }
+
+    async fn check_shard(&self, shard: u64) -> Result<Exit, Failure> {
+        let listing = self.one_shard(shard).await?;
+        let doing = format!("compare the replicas of shard {shard}");
+        let found = self.admin().check_shard(CheckShardRequest { shard_id: shard }).await;
+        let found = found.map_err(|error| error.write(&doing))?;
+        let replicas = listing.shard.map(|shard| shard.replicas).unwrap_or_default();
+        let nodes = |ids: &[u64]| -> Vec<u64> {
+            replicas.iter().filter(|replica| ids.contains(&replica.replica_id)).map(|replica| replica.node_id).collect()
+        };
+        let (equal, wrong) = (nodes(&found.equal_replica_ids), nodes(&found.wrong_replica_ids));
+        let (missing, undecided) = (nodes(&found.missing_replica_ids), nodes(&found.undecided_replica_ids));
+        let json = json!({
+            "shard": shard, "index": found.index,
+            "equal_nodes": equal, "wrong_nodes": wrong, "missing_nodes": missing, "undecided_nodes": undecided,
+        });
+        let named = |nodes: &[u64]| human::list(&nodes.iter().map(|node| format!("node {node}")).collect::<Vec<_>>());
+        let mut lines = Vec::new();
+        let mut say = |nodes: &[u64], what: &str| {
+            if !nodes.is_empty() {
+                lines.push(format!("{what}: {}", named(nodes)));
+            }
+        };
+        say(&equal, "equal");
+        say(&wrong, "wrong, quarantined and being replaced");
+        say(&undecided, "different, and no majority tells which is right");
+        say(&missing, "not known yet; a large replica takes its time, shard describe tells later");
+        self.output.show(json, |_| format!("shard {shard} at index {}\n{}", found.index, lines.join("\n")))?;
+        Ok(if wrong.is_empty() && undecided.is_empty() { Exit::Ok } else { Exit::Problems })
     }
 
     async fn transfer_leader(&self, shard: u64, to: Option<u64>) -> Result<Exit, Failure> {
@@ -212,9 +249,10 @@ impl Context {
                 let answer = admin.remove_replica(request).await.map(|response| response.action);
                 (format!("remove the replica of shard {shard} on node {node}"), answer)
             }
-            ShardCommand::List { .. } | ShardCommand::Describe { .. } | ShardCommand::TransferLeader { .. } => {
-                (String::new(), Ok(None))
-            }
+            ShardCommand::List { .. }
+            | ShardCommand::Describe { .. }
+            | ShardCommand::Check { .. }
+            | ShardCommand::TransferLeader { .. } => (String::new(), Ok(None)),
         }
     }
 }

@@ -284,6 +284,8 @@ fn replica_json(listing: &ShardListing, replica: &Replica) -> Value {
         "lag": lag,
         "data_bytes": status.map(|status| status.data_bytes),
         "hibernated": status.map(|status| status.hibernated),
+        "quarantined": status.map(|status| status.quarantined),
+        "checked": status.map(|status| status.checked_index),
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::view::CatalogView;
 use crate::identity::{read_if_there, write_atomically};
+use kv_raft::failpoint;
 
 /// Length of the checksum before the records.
 const CHECKSUM_BYTES: usize = 4;
@@ -77,6 +78,7 @@ impl CurrentCatalog {
                 return false;
             }
         };
+        failpoint!("catalog.write");
         let file = self.file.clone();
         let written = tokio::task::spawn_blocking(move || write_atomically(&file, &bytes)).await;
         match written {
@@ -90,6 +92,7 @@ impl CurrentCatalog {
                 return false;
             }
         }
+        failpoint!("catalog.written");
         let version = view.version();
         self.view.store(Arc::new(view));
         self.version.send_replace(version);

@@ -27,6 +27,9 @@ pub const FORCE_QUORUM: &str = "quorum";
 /// Marks what a drain removed, which grows again once there are nodes; what a person removed does not.
 pub const BY_DRAIN: &str = "drain";
 
+/// Among the checks an action was forced past: a replica was found wrong, and is replaced afterwards.
+pub const BY_CHECK: &str = "check";
+
 /// Names the check that a node must be drained before it is removed.
 pub const FORCE_NOT_DRAINED: &str = "not-drained";
 

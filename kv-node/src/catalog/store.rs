@@ -12,6 +12,7 @@ use kv_proto::ids::{SYSTEM_KEYSPACE, SYSTEM_SHARD};
 use kv_proto::keys;
 use kv_raft::command::{Command, Condition, EncodedCommand, Expected, Operation, Reply};
 use kv_raft::data_engine::{ReadView, ScanSpec};
+use kv_raft::failpoint;
 use kv_raft::replica::{ProposeError, ReadError, ReadMode, Replica};
 use kv_raft::types::LeaderInfo;
 
@@ -83,6 +84,7 @@ pub async fn apply(replica: &Replica, base: &Records, change: &Change) -> Result
     if change.is_empty() {
         return Ok(base.version);
     }
+    failpoint!("catalog.change");
     match replica.propose(encode(base, change)).await.map_err(propose_error)? {
         Reply::Written { commit, .. } => Ok(commit.0),
         Reply::Refused { .. } => Err(StoreError::Changed),

@@ -85,6 +85,10 @@ pub struct Config {
     pub log_bytes_kept: u64,
     /// Most bytes per second a node sends as snapshots; 0 means no limit.
     pub snapshot_bytes_per_second: u64,
+    /// How often the replicas of a shard that was written to compare their content; zero only on demand.
+    pub check_interval: Duration,
+    /// Bytes per second read for it; 0 sets no limit.
+    pub check_bytes_per_second: u64,
     /// Below this much free disk the node takes no writes.
     pub disk_free_min: u64,
     /// How often the free disk is looked at.
@@ -140,6 +144,8 @@ impl Default for Config {
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
             snapshot_bytes_per_second: 128 << 20,
+            check_interval: Duration::from_secs(600),
+            check_bytes_per_second: 32 << 20,
             disk_free_min: 256 << 20,
             disk_check_interval: Duration::from_secs(1),
             connections_max: 8192,

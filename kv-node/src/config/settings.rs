@@ -73,6 +73,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(log_entries_kept, plain, "NUMBER", "Log entries kept for followers that were away briefly"),
     setting!(log_bytes_kept, size, "SIZE", "The same in bytes, for each shard"),
     setting!(snapshot_bytes_per_second, size, "SIZE", "Most bytes sent as snapshots per second; 0: no limit"),
+    setting!(check_interval, duration, "DURATION", "How often replicas compare their content; 0: only on demand"),
+    setting!(check_bytes_per_second, size, "SIZE", "Most bytes read per second for it; 0: no limit"),
     setting!(disk_free_min, size, "SIZE", "Below this much free disk the node takes no writes"),
     setting!(disk_check_interval, duration, "DURATION", "How often the free disk is looked at"),
     setting!(connections_max, plain, "NUMBER", "Most connections at once"),

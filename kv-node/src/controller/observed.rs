@@ -41,6 +41,8 @@ pub struct Observed {
     pub may_lead: BTreeSet<u64>,
     /// Replicas that exist, as (shard, replica).
     pub held: BTreeSet<(u64, u64)>,
+    /// Of these, replicas in quarantine.
+    pub damaged: BTreeSet<(u64, u64)>,
     /// Groups that have a leader, by shard.
     pub groups: BTreeMap<u64, Group>,
     /// Whether leaders and replicas may be moved just for balance now.
@@ -66,6 +68,9 @@ impl Observed {
 
     fn add(&mut self, node: u64, replica: &ReplicaStatus) {
         self.held.insert((replica.shard_id, replica.replica_id));
+        if replica.quarantined {
+            self.damaged.insert((replica.shard_id, replica.replica_id));
+        }
         let known = self.groups.get(&replica.shard_id).map_or(0, |group| group.term);
         if replica.role != "leader" || replica.term < known {
             return;

@@ -1,7 +1,7 @@
 //! From the catalog and what was observed to the steps of this round. Pure.
 //!
 //! Order: what is finished is written down; running actions go on; shards without an action are brought to agree with
-//! their group; then new actions begin: drained nodes are emptied (leaders first), lost replicas replaced, groups grown
+//! their group; then new actions begin: drained nodes are emptied (leaders first), lost and wrong replicas replaced, groups grown
 //! to what their keyspace asks for; last, and only while all is calm, leaders and replicas are balanced.
 //!
 //! Invariants: at most [`ACTIONS_MAX`] actions go on at once, so that snapshots do not crowd the network; balance never
@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use kv_proto::errors::ServiceError;
-use kv_proto::pb::admin::v1::{Action, KeyspaceState, Node, NodeState, ReplicaRole, Shard};
+use kv_proto::pb::admin::v1::{Action, KeyspaceState, Node, NodeState, Replica, ReplicaRole, Shard};
 
 use super::actions;
 use super::observed::Observed;
@@ -20,7 +20,7 @@ use super::step::{GroupStep, GroupStepKind, Step};
 use crate::catalog::change::Change;
 use crate::catalog::edits::actions::{Caller, movement, removal, voters};
 use crate::catalog::edits::nodes::holds;
-use crate::catalog::edits::{BY_DRAIN, FORCE_QUORUM, keyspaces, replica_on, voter_nodes};
+use crate::catalog::edits::{BY_CHECK, BY_DRAIN, FORCE_QUORUM, keyspaces, replica_on, voter_nodes};
 use crate::catalog::placement::Loads;
 use crate::catalog::records::{Record, Records, runs};
 
@@ -189,7 +189,8 @@ impl Plan<'_> {
     fn hand_over(&self, shard: &Shard) -> Option<Step> {
         let group = self.observed.groups.get(&shard.shard_id)?;
         let fit = |node: u64, replica: u64| {
-            self.state(node) == NodeState::Active
+            !self.is_damaged(shard, replica)
+                && self.state(node) == NodeState::Active
                 && self.observed.may_lead.contains(&node)
                 && group.voters.contains(&replica)
                 && group.caught_up(replica)
@@ -237,6 +238,9 @@ impl Plan<'_> {
             let caller = Caller { force: &force, ..caller };
             return self.was_forced(*from).then(|| removal(shard, *from, action_id, &caller));
         }
+        if let Some(wrong) = shard.replicas.iter().find(|replica| self.is_damaged(shard, replica.replica_id)) {
+            return self.replace(shard, wrong, loads, action_id, &caller);
+        }
         let wanted = self.voters_wanted(shard);
         let mut nodes = voter_nodes(shard);
         if nodes.len() >= wanted || self.was_meant(shard) {
@@ -253,6 +257,38 @@ impl Plan<'_> {
             nodes.insert(added);
         }
         Some(voters(shard, &nodes, action_id, &caller))
+    }
+
+    fn is_damaged(&self, shard: &Shard, replica: u64) -> bool {
+        self.observed.damaged.contains(&(shard.shard_id, replica))
+    }
+
+    /// A replica whose content is wrong: to another node if there is one, else away, and back as a new one; that only
+    /// while all others are there, since the group is smaller meanwhile.
+    fn replace(
+        &self,
+        shard: &Shard,
+        wrong: &Replica,
+        loads: &mut Loads,
+        action_id: u64,
+        caller: &Caller<'_>,
+    ) -> Option<Action> {
+        let holders: BTreeSet<u64> = shard.replicas.iter().map(|replica| replica.node_id).collect();
+        if let Some(to) = loads.least(&holders) {
+            loads.add_replica(to);
+            return Some(movement(shard, wrong.node_id, to, action_id, caller));
+        }
+        let others = shard
+            .replicas
+            .iter()
+            .filter(|replica| replica.role() == ReplicaRole::Voter && replica.replica_id != wrong.replica_id);
+        let others: Vec<u64> = others.map(|replica| replica.replica_id).collect();
+        let is_sound = |replica: &u64| {
+            self.observed.held.contains(&(shard.shard_id, *replica)) && !self.is_damaged(shard, *replica)
+        };
+        let force = [FORCE_QUORUM.to_owned(), BY_CHECK.to_owned()];
+        let safe = others.len() >= 2 && others.iter().all(is_sound);
+        safe.then(|| removal(shard, wrong.node_id, action_id, &Caller { force: &force, ..*caller }))
     }
 
     /// As many as the keyspace asks for; in a smaller cluster the largest odd number that fits, since an even one
@@ -274,7 +310,7 @@ impl Plan<'_> {
     fn was_meant(&self, shard: &Shard) -> bool {
         let last = self.records.actions.values().rfind(|action| action.shard_id == shard.shard_id);
         let has = |action: &Action, name: &str| action.forced.iter().any(|forced| forced == name);
-        last.is_some_and(|action| has(action, FORCE_QUORUM) && !has(action, BY_DRAIN))
+        last.is_some_and(|action| has(action, FORCE_QUORUM) && !has(action, BY_DRAIN) && !has(action, BY_CHECK))
     }
 
     fn forget_ended(&self) -> Option<Step> {
@@ -299,7 +335,10 @@ impl Plan<'_> {
         let preferred = shard.preferred_leader_replica_id;
         let replica = shard.replicas.iter().find(|replica| replica.replica_id == preferred)?;
         let fit = self.state(replica.node_id) == NodeState::Active && self.observed.may_lead.contains(&replica.node_id);
-        let is_due = group.leader != preferred && group.voters.contains(&preferred) && group.caught_up(preferred);
+        let is_due = !self.is_damaged(shard, preferred)
+            && group.leader != preferred
+            && group.voters.contains(&preferred)
+            && group.caught_up(preferred);
         let kind = GroupStepKind::TransferLeader { replica: preferred };
         (fit && is_due).then(|| self.group_step(shard, group.leader_node, kind))
     }

@@ -18,6 +18,7 @@ use kv_proto::pb::raft::v1::replica_step_request::Step as WireStep;
 use kv_proto::pb::raft::v1::{
     AddLearnerStep, ChangeVotersStep, RemoveLearnerStep, ReplicaStepRequest, ReportStep, TransferLeaderStep,
 };
+use kv_raft::failpoint;
 use kv_raft::replica::Replica;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -122,6 +123,7 @@ impl Controller {
                 return true;
             }
         };
+        failpoint!("controller.plan");
         let steps = plan(&records, &observed);
         self.disturbed = Instant::now();
         let (groups, catalog): (Vec<Step>, Vec<Step>) =

@@ -4,7 +4,7 @@
 //! Commands: `nodes N`, `keyspace NAME replicas=N shards=N`, `plan` (shows only), `round [N]`, `settle` (rounds until
 //! nothing is to do), `show`, `drain N [force=NAME]`, `undrain N`, `kill N`, `start N`, `lost N`, `remove N [force=NAME]`,
 //! `move SHARD from=N to=N`, `learner SHARD node=N`, `promote SHARD node=N`, `voters SHARD nodes=N,N`,
-//! `drop SHARD node=N [force=NAME]`, `cancel ACTION`, `leader SHARD node=N`, `slow N`, `fast N`, `calm`,
+//! `drop SHARD node=N [force=NAME]`, `cancel ACTION`, `leader SHARD node=N`, `damage SHARD node=N`, `slow N`, `fast N`, `calm`,
 //! `hold` (keeps a plan), `late` (executes the kept plan), `actions`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,7 @@ struct World {
     dead: BTreeSet<u64>,
     slow: BTreeSet<u64>,
     held: BTreeSet<(u64, u64)>,
+    damaged: BTreeSet<(u64, u64)>,
     calm: bool,
     kept: Option<(Records, Vec<Step>)>,
 }
@@ -127,6 +128,7 @@ impl World {
             may_lead: alive.clone(),
             alive,
             held: held.copied().collect(),
+            damaged: self.damaged.intersection(&self.held).copied().collect(),
             groups: led.map(|(shard, group)| (*shard, group.clone())).collect(),
             calm: self.calm,
         }
@@ -386,6 +388,13 @@ impl goldenscript::Runner for World {
                 let node = id()?;
                 self.node_command(name, node, &mut arguments)
             }
+            "damage" => {
+                let (shard, node) = (id()?, number(&mut arguments, "node")?);
+                let replicas = self.records.shards.get(&shard).map(|shard| shard.replicas.clone()).unwrap_or_default();
+                let on = replicas.iter().filter(|replica| replica.node_id == node);
+                self.damaged.extend(on.map(|replica| (shard, replica.replica_id)));
+                Ok(String::new())
+            }
             "move" | "learner" | "promote" | "drop" | "voters" => {
                 let shard = id()?;
                 self.act(name, shard, &mut arguments)
@@ -418,6 +427,11 @@ fn a_drain_with_too_few_nodes_is_refused_unless_forced() {
 #[test]
 fn a_drained_node_is_emptied_leaders_first() {
     run("a_drained_node_is_emptied");
+}
+
+#[test]
+fn a_replica_whose_content_is_wrong_is_replaced() {
+    run("a_wrong_replica_is_replaced");
 }
 
 #[test]

@@ -32,5 +32,7 @@ pub fn replica_status(state: &ReplicaState, node: u64, epoch: Epoch) -> ReplicaS
         voter_replica_ids: state.voters.iter().map(|(replica, _)| replica.0).collect(),
         learner_replica_ids: state.learners.iter().map(|(replica, _)| replica.0).collect(),
         epoch: epoch.0,
+        quarantined: state.quarantined,
+        checked_index: state.checked,
     }
 }

@@ -71,6 +71,8 @@ fn of_replicas(now: &mut Registry, states: &[ReplicaState]) {
     let purged = family("kv_shard_purged_index", "Index up to which the log was dropped");
     let bytes = family("kv_shard_data_bytes", "Bytes of data, estimated");
     let hibernated = family("kv_shard_hibernated", "1 while the replica sleeps");
+    let quarantined = family("kv_shard_quarantined", "1 if this node's replica differs from the majority");
+    let checked = family("kv_shard_checked_index", "Index at which the content was last compared");
     for state in states {
         let shard = state.shard.to_string();
         let set =
@@ -84,6 +86,8 @@ fn of_replicas(now: &mut Registry, states: &[ReplicaState]) {
         set(&purged, state.purged);
         set(&bytes, state.data_bytes);
         set(&hibernated, state.hibernated.into());
+        set(&quarantined, state.quarantined.into());
+        set(&checked, state.checked);
         role.get_or_create(&[("shard", shard.clone()), ("role", state.role.as_str().to_owned())]).set(1);
         for follower in &state.followers {
             let labels = [("shard", shard.clone()), ("node", follower.node.to_string())];

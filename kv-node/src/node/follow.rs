@@ -69,6 +69,16 @@ fn knowledge(shared: &NodeShared) -> Check {
     }
 }
 
+/// A replica whose content differs from its peers' serves nothing; the node's others do.
+fn content(shared: &NodeShared) -> Check {
+    let wrong = shared.host.replicas().into_iter().filter(|replica| replica.is_quarantined());
+    let wrong: Vec<String> = wrong.map(|replica| replica.shard().to_string()).collect();
+    if wrong.is_empty() {
+        return Check::Passed;
+    }
+    Check::Warned(format!("the replicas of shards {} differ from the majority: quarantined", wrong.join(", ")))
+}
+
 async fn read_local(shared: &Arc<NodeShared>, applied: &mut Option<u64>) {
     let Ok(view) = shared.host.context().data().view(SYSTEM_SHARD) else { return };
     let now = view.applied().map(|id| id.index);
@@ -100,6 +110,7 @@ async fn fetch(shared: &Arc<NodeShared>, turn: usize) -> bool {
 pub async fn follow_leaders(shared: Arc<NodeShared>, cancel: CancellationToken) {
     while cancel.run_until_cancelled(tokio::time::sleep(GOSSIP)).await.is_some() {
         shared.host.note_leaders();
+        shared.readiness.set("content", content(&shared));
         let asks = others(&shared).into_iter().map(|node| {
             let shared = Arc::clone(&shared);
             async move { ask(&shared, node, 0).await }

@@ -15,6 +15,7 @@ use kv_proto::ids::{NodeId, SYSTEM_SHARD};
 use kv_proto::pb::admin::v1::{Replica, ReplicaRole};
 use kv_raft::clock::Clock;
 use kv_raft::data_engine::{DataEngine, DataOptions, OpenError as DataOpenError};
+use kv_raft::failpoint;
 use kv_raft::log_store::{LogEngine, LogMetrics, LogOptions, OpenError as LogOpenError};
 use kv_raft::metrics::RaftMetrics;
 use kv_raft::replica::{ContextParts, RaftContext};
@@ -120,10 +121,12 @@ impl Node {
             starting("waiting to be let into the cluster");
             identity = enter(&folder, identity, &config, &peers, &current, &cancel).await?;
         }
+        failpoint!("start.joined");
         starting("opening its engines");
         for engine in [folder.log_dir(), folder.data_dir()] {
             folder.claim(&engine, &identity)?;
         }
+        failpoint!("start.claimed");
         let engines = open_engines(&folder, &config, log_metrics).await?;
         let leaders = Arc::new(Leaders::default());
         let clock = Clock::new(config.clock_offset_max);
@@ -132,7 +135,9 @@ impl Node {
         let host = Arc::new(Host::new(identity.node(), context, Arc::clone(&leaders)));
         starting("opening its replicas");
         if identity.stage == Stage::Bootstrapping {
+            failpoint!("bootstrap.begin");
             bootstrap::bootstrap(&host, &identity, &config).await?;
+            failpoint!("bootstrap.written");
             let (cluster_id, node) = (identity.cluster_id.clone(), identity.node());
             identity = identity.into_member(cluster_id, node);
             folder.write_identity(&identity)?;
@@ -339,6 +344,8 @@ fn context(
         log_entries_kept: config.log_entries_kept,
         log_bytes_kept: config.log_bytes_kept,
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
+        check_interval: (!config.check_interval.is_zero()).then_some(config.check_interval),
+        check_bytes_per_second: config.check_bytes_per_second,
         ..Timing::default()
     };
     let transport = Transport::new(

@@ -18,16 +18,16 @@ use kv_proto::limits::HOPS_MAX;
 use kv_proto::pb::admin::v1::admin_service_server::AdminService;
 use kv_proto::pb::admin::v1::{
     AddLearnerRequest, AddLearnerResponse, CancelActionRequest, CancelActionResponse, ChangeVotersRequest,
-    ChangeVotersResponse, CreateKeyspaceRequest, CreateKeyspaceResponse, DeleteKeyspaceRequest, DeleteKeyspaceResponse,
-    DrainNodeRequest, DrainNodeResponse, GetCatalogRequest, GetCatalogResponse, GetNodeStatusRequest,
-    GetNodeStatusResponse, Keyspace, KeyspaceListing, KeyspaceState, ListActionsRequest, ListActionsResponse,
-    ListKeyspacesRequest, ListKeyspacesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest,
-    ListShardsResponse, MoveReplicaRequest, MoveReplicaResponse, PromoteLearnerRequest, PromoteLearnerResponse,
-    RemoveNodeRequest, RemoveNodeResponse, RemoveReplicaRequest, RemoveReplicaResponse, TransferLeaderRequest,
-    TransferLeaderResponse, UndrainNodeRequest, UndrainNodeResponse,
+    ChangeVotersResponse, CheckShardRequest, CheckShardResponse, CreateKeyspaceRequest, CreateKeyspaceResponse,
+    DeleteKeyspaceRequest, DeleteKeyspaceResponse, DrainNodeRequest, DrainNodeResponse, GetCatalogRequest,
+    GetCatalogResponse, GetNodeStatusRequest, GetNodeStatusResponse, Keyspace, KeyspaceListing, KeyspaceState,
+    ListActionsRequest, ListActionsResponse, ListKeyspacesRequest, ListKeyspacesResponse, ListNodesRequest,
+    ListNodesResponse, ListShardsRequest, ListShardsResponse, MoveReplicaRequest, MoveReplicaResponse,
+    PromoteLearnerRequest, PromoteLearnerResponse, RemoveNodeRequest, RemoveNodeResponse, RemoveReplicaRequest,
+    RemoveReplicaResponse, TransferLeaderRequest, TransferLeaderResponse, UndrainNodeRequest, UndrainNodeResponse,
 };
 use kv_proto::pb::raft::v1::replica_step_request::Step;
-use kv_proto::pb::raft::v1::{ReplicaStepRequest, TransferLeaderStep};
+use kv_proto::pb::raft::v1::{CheckStep, ReplicaStepRequest, TransferLeaderStep};
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
@@ -53,6 +53,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest wait for this node's view to show a change that was made.
 const SHOWN: Duration = Duration::from_secs(1);
+
+/// A check is answered with what is known after this long; large replicas take longer.
+const CHECK_WAIT_MS: u32 = 3000;
 
 /// In responses: the version of the first catalog that shows the change.
 const VERSION: &str = "kv-catalog-version";
@@ -169,6 +172,20 @@ impl AdminApi {
         };
         self.shared.peers.replica_step(NodeId(leader), request, PATIENCE).await?;
         Ok(target.map_or(0, |replica| replica.node_id))
+    }
+
+    async fn check(&self, message: &CheckShardRequest) -> Result<CheckShardResponse, ServiceError> {
+        let shard = ShardId(message.shard_id);
+        let info = self.shared.view.load().shard(shard).cloned().ok_or(ServiceError::ShardNotFound { shard })?;
+        let (leader, _) = gather::leader(&self.shared, shard).await?;
+        let request = ReplicaStepRequest {
+            cluster_id: self.shared.cluster_id().to_owned(),
+            shard_id: shard.0,
+            planned_epoch: info.descriptor.epoch,
+            step: Some(Step::Check(CheckStep { wait_ms: CHECK_WAIT_MS })),
+        };
+        let response = self.shared.peers.replica_step(NodeId(leader), request, PATIENCE).await?;
+        Ok(response.check.unwrap_or_default())
     }
 
     async fn best_heir(&self, shard: ShardId) -> Result<ReplicaId, ServiceError> {
@@ -353,6 +370,10 @@ impl AdminService for AdminApi {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         let leader_node_id = self.transfer(request.get_ref()).await?;
         Ok(Response::new(TransferLeaderResponse { leader_node_id }))
+    }
+
+    async fn check_shard(&self, request: Request<CheckShardRequest>) -> Result<Response<CheckShardResponse>, Status> {
+        Ok(Response::new(self.check(request.get_ref()).await?))
     }
 
     async fn list_actions(

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
-use kv_proto::pb::admin::v1::{Node, ReplicaStatus};
+use kv_proto::pb::admin::v1::{CheckShardResponse, Node, ReplicaStatus};
 use kv_proto::pb::raft::v1::peer_service_server::PeerService;
 use kv_proto::pb::raft::v1::replica_step_request::Step;
 use kv_proto::pb::raft::v1::{
     FetchCatalogRequest, FetchCatalogResponse, JoinRequest, JoinResponse, LedShard, ReplicaStepRequest,
     ReplicaStepResponse,
 };
-use kv_raft::replica::{MembershipError, Replica};
+use kv_raft::replica::{CheckOutcome, MembershipError, Replica};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -29,6 +29,7 @@ use crate::controller::run::now_ms;
 use crate::editor::{EditError, Place};
 use crate::host::report::replica_status;
 use crate::node::NodeShared;
+use crate::router::Situation;
 
 /// Longest time an answer is held for a newer catalog.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -137,6 +138,13 @@ impl PeerApi {
             ServiceError::NotLeader { hint: Box::new(hint) }
         };
         let replica = self.shared.host.replica(shard).filter(|replica| replica.is_leader()).ok_or_else(not_leader)?;
+        if let Some(Step::Check(step)) = &request.step {
+            let outcome = replica.check(Duration::from_millis(step.wait_ms.into())).await;
+            let view = self.shared.view.load();
+            let situation = Situation { view: &view, leaders: &self.shared.leaders, node: self.shared.node() };
+            let outcome = outcome.map_err(|error| crate::errors::propose(error, &situation, &info))?;
+            return Ok(ReplicaStepResponse { leader: None, check: Some(check_shard(&outcome)) });
+        }
         let is_transfer = matches!(request.step, Some(Step::TransferLeader(_)));
         let taken = match request.step {
             Some(Step::AddLearner(step)) => replica.add_learner(ReplicaId(step.replica_id), NodeId(step.node_id)).await,
@@ -146,12 +154,12 @@ impl PeerApi {
                 replica.change_voters(voters).await
             }
             Some(Step::TransferLeader(step)) => replica.transfer_leader(ReplicaId(step.replica_id)).await,
-            Some(Step::Report(_)) => Ok(()),
+            Some(Step::Report(_) | Step::Check(_)) => Ok(()),
             None => return Err(ServiceError::invalid("step", "is missing")),
         };
         taken.map_err(|error| membership(shard, error, &not_leader))?;
         let leader = if is_transfer { self.status(&replica, &info) } else { self.committed(&replica, &info).await? };
-        Ok(ReplicaStepResponse { leader: Some(leader) })
+        Ok(ReplicaStepResponse { leader: Some(leader), check: None })
     }
 
     /// Waits until this node's view has reached the epoch; conflicts if it has passed it.
@@ -193,6 +201,17 @@ impl PeerApi {
 
     fn status(&self, replica: &Replica, info: &ShardInfo) -> ReplicaStatus {
         replica_status(&replica.status(), self.shared.node().0, info.epoch())
+    }
+}
+
+fn check_shard(outcome: &CheckOutcome) -> CheckShardResponse {
+    let ids = |replicas: &BTreeSet<ReplicaId>| replicas.iter().map(|replica| replica.0).collect();
+    CheckShardResponse {
+        index: outcome.index,
+        equal_replica_ids: ids(&outcome.equal),
+        wrong_replica_ids: ids(&outcome.wrong),
+        missing_replica_ids: ids(&outcome.missing),
+        undecided_replica_ids: ids(&outcome.undecided),
     }
 }
 

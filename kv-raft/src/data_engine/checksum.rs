@@ -1,18 +1,27 @@
 //! A digest of a replica's state that is the same on all replicas that applied the same entries.
 //!
+//! The way it is computed is numbered ([`CHECKSUM_ALGORITHM`](crate::command::CHECKSUM_ALGORITHM)): replicas compare it.
+//!
 //! Invariants: covers what a read, a retry or a watch can see, and nothing that differs between replicas: not the
 //! extent, and not old versions before the safepoint, which each replica collects in its own time.
 //!
-//! Not here: checksums of stored blocks (RocksDB) and of snapshot files (state machine, sink).
+//! Not here: who compares it (replica, checks); checksums of stored blocks (RocksDB) and of snapshot files (state machine, sink).
+
+use std::sync::Arc;
 
 use rocksdb::ReadOptions;
 
+use super::DataEngine;
+use super::collect::Held;
 use super::error::DataError;
-use super::holding::Progress;
+use super::holding::{Holding, Progress};
 use super::keys;
 use super::options::Table;
 use super::rows::{self, MembershipRow};
 use super::store::{Pinned, Store};
+
+/// Bytes read between two looks at the pace.
+const PACED_BYTES: usize = 256 << 10;
 
 /// FNV-1a, 64 bits.
 struct Digest(u64);
@@ -30,7 +39,37 @@ impl Digest {
     }
 }
 
-pub(crate) fn of(store: &Store, pinned: &Pinned, progress: &Progress) -> Result<u64, DataError> {
+/// A replica's content as of one applied entry, kept until its checksum is taken.
+pub(crate) struct CheckView {
+    pinned: Pinned,
+    pub(super) progress: Arc<Progress>,
+    /// Dropped after the view.
+    _held: Held,
+}
+
+impl CheckView {
+    pub(crate) fn take(engine: &DataEngine, holding: &Holding) -> Self {
+        let (pinned, progress, held) = engine.pin(holding);
+        Self { pinned, progress, _held: held }
+    }
+
+    /// The entry it shows.
+    pub(crate) fn index(&self) -> u64 {
+        self.progress.applied.map_or(0, |applied| applied.index)
+    }
+
+    /// The checksum; None if `pace`, which is told of bytes read, says no. Blocking; reads everything.
+    pub(crate) fn digest(&self, pace: &mut dyn FnMut(usize) -> bool) -> Result<Option<u64>, DataError> {
+        of(self.pinned.borrow_owner(), &self.pinned, &self.progress, pace)
+    }
+}
+
+fn of(
+    store: &Store,
+    pinned: &Pinned,
+    progress: &Progress,
+    pace: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<u64>, DataError> {
     let extent = progress.extent.id();
     let mut digest = Digest::new();
     digest.add(&rows::encode(&progress.applied_row()));
@@ -39,22 +78,25 @@ pub(crate) fn of(store: &Store, pinned: &Pinned, progress: &Progress) -> Result<
     digest.add(progress.range.end());
     let whole = || (keys::extent_start(extent), keys::extent_end(extent));
     let kept = |key: &[u8]| keys::trailing_timestamp(key).is_some_and(|end| end > progress.safepoint);
-    add_rows(store, pinned, Table::Latest, whole(), &mut digest, |_| true)?;
-    add_rows(store, pinned, Table::History, whole(), &mut digest, kept)?;
-    add_rows(store, pinned, Table::Changes, whole(), &mut digest, kept)?;
-    add_rows(store, pinned, Table::Meta, keys::meta_rows(keys::META_SESSION, extent.0), &mut digest, |_| true)?;
-    Ok(digest.0)
+    let sessions = keys::meta_rows(keys::META_SESSION, extent.0);
+    let mut add = |table, bounds, counts: &dyn Fn(&[u8]) -> bool| {
+        add_rows((store, pinned, table), bounds, &mut digest, counts, pace)
+    };
+    let whole = add(Table::Latest, whole(), &|_| true)?
+        && add(Table::History, whole(), &kept)?
+        && add(Table::Changes, whole(), &kept)?
+        && add(Table::Meta, sessions, &|_| true)?;
+    Ok(whole.then_some(digest.0))
 }
 
-/// Keys are added without what comes before and in the extent.
+/// Keys are added without what comes before and in the extent. False if it was told to end.
 fn add_rows(
-    store: &Store,
-    pinned: &Pinned,
-    table: Table,
+    (store, pinned, table): (&Store, &Pinned, Table),
     (start, end): (Vec<u8>, Vec<u8>),
     digest: &mut Digest,
-    counts: impl Fn(&[u8]) -> bool,
-) -> Result<(), DataError> {
+    counts: &dyn Fn(&[u8]) -> bool,
+    pace: &mut dyn FnMut(usize) -> bool,
+) -> Result<bool, DataError> {
     digest.add(table.name().as_bytes());
     let prefix = start.len();
     let mut options = ReadOptions::default();
@@ -63,12 +105,21 @@ fn add_rows(
     options.set_iterate_upper_bound(end);
     let mut rows = pinned.borrow_dependent().raw_iterator_cf_opt(store.table(table), options);
     rows.seek_to_first();
+    let mut read = 0;
     while let (Some(key), Some(value)) = (rows.key(), rows.value()) {
         if counts(key) {
             digest.add(key.get(prefix..).unwrap_or_default());
             digest.add(value);
         }
+        read += key.len() + value.len();
+        if read >= PACED_BYTES {
+            if !pace(read) {
+                return Ok(false);
+            }
+            read = 0;
+        }
         rows.next();
     }
-    store.checked(rows.status())
+    store.checked(rows.status())?;
+    Ok(pace(read))
 }

@@ -15,6 +15,7 @@ use kv_proto::key_range::KeyRange;
 use kv_proto::timestamp::Timestamp;
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
+use tokio::sync::watch;
 
 use super::error::DataError;
 use super::extents::{Extent, Extents};
@@ -78,6 +79,8 @@ pub(crate) struct Holding {
     /// What is on disk for certain.
     durable: ArcSwap<Progress>,
     floor: AtomicU64,
+    /// Index of the check at which the content differed from that of the other replicas.
+    quarantined: watch::Sender<Option<u64>>,
     writer: Mutex<Writer>,
 }
 
@@ -95,6 +98,7 @@ impl Holding {
             replica,
             retention,
             floor: AtomicU64::new(progress.safepoint.0),
+            quarantined: watch::Sender::new(None),
             durable: ArcSwap::new(Arc::clone(&progress)),
             progress: ArcSwap::new(progress),
             writer: Mutex::new(Writer { destroyed: false }),
@@ -119,7 +123,12 @@ impl Holding {
             session_clock: applied.session_clock,
         };
         let retention = Duration::from_millis(record.retention_ms);
-        Ok(Self::new(shard, ReplicaId(record.replica), retention, progress))
+        let holding = Self::new(shard, ReplicaId(record.replica), retention, progress);
+        if let Some(checked) = row(keys::meta_quarantine(shard))? {
+            let checked = checked.as_slice().try_into().map_err(|_| damaged("quarantine mark"))?;
+            holding.quarantine(u64::from_be_bytes(checked));
+        }
+        Ok(holding)
     }
 
     pub(crate) fn writer(&self) -> parking_lot::MutexGuard<'_, Writer> {
@@ -132,6 +141,29 @@ impl Holding {
 
     pub(crate) fn durable(&self) -> Arc<Progress> {
         self.durable.load_full()
+    }
+
+    /// Index of the check at which the content differed from that of the other replicas; it stays for ever.
+    pub(crate) fn watch_quarantine(&self) -> watch::Receiver<Option<u64>> {
+        self.quarantined.subscribe()
+    }
+
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.quarantined.borrow().is_some()
+    }
+
+    /// After the mark was written; the first check stays.
+    pub(crate) fn quarantine(&self, checked: u64) {
+        self.quarantined.send_if_modified(|mark| {
+            let first = mark.is_none();
+            mark.get_or_insert(checked);
+            first
+        });
+    }
+
+    /// Puts the mark that keeps the replica in quarantine over a restart into a batch.
+    pub(crate) fn put_quarantine(&self, store: &Store, checked: u64, batch: &mut WriteBatch) {
+        batch.put_cf(store.table(Table::Meta), keys::meta_quarantine(self.shard), checked.to_be_bytes());
     }
 
     /// Whether old versions are kept.

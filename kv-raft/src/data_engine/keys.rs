@@ -34,6 +34,8 @@ const META_RECORD: u8 = b'R';
 const META_APPLIED: u8 = b'A';
 const META_MEMBERSHIP: u8 = b'M';
 const META_TOMBSTONE: u8 = b'T';
+/// The replica's content differed from its peers': index of the check.
+const META_QUARANTINE: u8 = b'Q';
 /// Sessions: extent (8), client (16).
 pub(crate) const META_SESSION: u8 = b'S';
 /// What a snapshot says of itself: extent (8).
@@ -157,6 +159,10 @@ pub(crate) fn meta_membership(shard: ShardId) -> Vec<u8> {
 
 pub(crate) fn meta_tombstone(shard: ShardId) -> Vec<u8> {
     lettered(META_TOMBSTONE, shard.0)
+}
+
+pub(crate) fn meta_quarantine(shard: ShardId) -> Vec<u8> {
+    lettered(META_QUARANTINE, shard.0)
 }
 
 pub(crate) fn meta_summary(extent: ExtentId) -> Vec<u8> {

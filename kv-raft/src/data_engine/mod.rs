@@ -9,7 +9,7 @@
 //!
 //! Not here: what an entry does (state machine); the log (log store).
 
-mod checksum;
+pub(crate) mod checksum;
 mod collect;
 mod error;
 mod extents;
@@ -32,10 +32,12 @@ use kv_proto::timestamp::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
+use self::checksum::CheckView;
 use self::collect::Safepoints;
 use self::extents::Extents;
 use self::rows::damaged;
 use self::session_clock::SessionClock;
+use crate::failpoint;
 
 pub(crate) use self::collect::Held;
 pub use self::error::{CreateError, DataError, OpenError};
@@ -97,6 +99,7 @@ impl DataEngine {
         cleared
             .and_then(|()| std::fs::create_dir(&scratch))
             .map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        failpoint!("data.open");
         let engine = Self(Arc::new(Inner {
             store,
             safepoints,
@@ -118,6 +121,7 @@ impl DataEngine {
     /// Creates an empty replica; it is durable when this returns. Blocking.
     pub fn create(&self, new: NewReplica) -> Result<ReplicaRecord, CreateError> {
         let NewReplica { shard, replica, range, retention } = new;
+        failpoint!("data.create");
         let _roster = self.0.roster.lock();
         if let Some(present) = self.0.holdings.read().get(&shard) {
             return Err(CreateError::Exists { shard, replica: present.replica });
@@ -140,6 +144,7 @@ impl DataEngine {
         holding.put_rows(&self.0.store, &holding.progress(), &mut batch);
         self.0.store.write(batch)?;
         self.0.store.flush()?;
+        failpoint!("data.created");
         extent.keep();
         let record = holding.record();
         self.0.holdings.write().insert(shard, holding);
@@ -159,10 +164,13 @@ impl DataEngine {
         batch.delete_cf(meta, keys::meta_record(shard));
         batch.delete_cf(meta, keys::meta_applied(shard));
         batch.delete_cf(meta, keys::meta_membership(shard));
+        batch.delete_cf(meta, keys::meta_quarantine(shard));
         self.0.store.write(batch)?;
+        failpoint!("data.destroy");
         writer.destroyed = true;
         drop(writer);
         self.0.store.flush()?;
+        failpoint!("data.destroyed");
         self.0.holdings.write().remove(&shard);
         holding.progress().extent.doom();
         drop(holding);
@@ -202,6 +210,7 @@ impl DataEngine {
         let reached: Vec<_> = holdings.iter().map(|holding| holding.progress()).collect();
         self.0.store.flush()?;
         let mut durable = BTreeMap::new();
+        failpoint!("data.flushed");
         for (holding, progress) in holdings.iter().zip(reached) {
             if let Some(applied) = progress.applied {
                 durable.insert(holding.shard, applied);
@@ -227,9 +236,9 @@ impl DataEngine {
     /// entries have the same. Blocking; reads everything.
     pub fn checksum(&self, shard: ShardId) -> Result<(Option<LogId>, u64), DataError> {
         let holding = self.holding(shard)?;
-        let (pinned, progress, _held) = self.pin(&holding);
-        let digest = checksum::of(&self.0.store, &pinned, &progress)?;
-        Ok((progress.applied, digest))
+        let view = CheckView::take(self, &holding);
+        let digest = view.digest(&mut |_| true)?;
+        Ok((view.progress.applied, digest.ok_or(DataError::NotHeld(shard))?))
     }
 
     /// A view of the whole database with the progress it shows, and what keeps old versions in it.
@@ -263,6 +272,7 @@ impl DataEngine {
 
     /// Flushes and stops background work. Call when nothing applies any more.
     pub async fn close(&self) {
+        failpoint!("data.close");
         if let Err(error) = self.flush().await {
             tracing::error!(%error, "the last flush failed: what it lacks is applied again from the log");
         }

@@ -18,6 +18,7 @@ use super::collect::Safepoints;
 use super::error::{DataError, OpenError};
 use super::keys;
 use super::options::{self, DataOptions, Table};
+use crate::failpoint;
 
 /// Version of what [`keys`] and [`rows`](super::rows) lay out.
 const FORMAT: u32 = 1;
@@ -143,13 +144,19 @@ impl Store {
         if let Some(why) = self.failure.borrow().clone() {
             return Err(DataError::Failed(why));
         }
+        failpoint!("data.write", self.fail("a failpoint".to_owned()));
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.checked(self.db.write_opt(batch, &options))
     }
 
-    /// Makes all that is written durable, all tables together. Blocking.
+    /// Makes all that is written durable, all tables together. After a failure nothing is: a disk that failed once may
+    /// say that it wrote what it lost. Blocking.
     pub(crate) fn flush(&self) -> Result<(), DataError> {
+        if let Some(why) = self.failure.borrow().clone() {
+            return Err(DataError::Failed(why));
+        }
+        failpoint!("data.flush", self.fail("a failpoint".to_owned()));
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.checked(self.db.flush_cfs_opt(&Table::ALL.map(|table| self.table(table)), &options))

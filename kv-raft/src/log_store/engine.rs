@@ -25,6 +25,7 @@ use super::shard::{ShardLog, State};
 use super::store::LogStore;
 use super::verify;
 use super::writer::Writer;
+use crate::failpoint;
 use crate::metrics::{RaftMetrics, Stage};
 
 /// How a log engine is opened.
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     failure: watch::Sender<Option<String>>,
     #[cfg(test)]
     pub(super) fault: Arc<super::tests::Fault>,
+    #[cfg(test)]
+    pub(super) statistics: rocksdb::Options,
 }
 
 /// Bytes of recent entries in memory, over all shards.
@@ -167,6 +170,8 @@ impl LogEngine {
             failure: watch::Sender::new(None),
             #[cfg(test)]
             fault: Arc::default(),
+            #[cfg(test)]
+            statistics: opened.statistics,
         });
         let writer = Writer::new(Arc::clone(&shared), database, opened.acknowledged);
         let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
@@ -279,6 +284,7 @@ impl LogEngine {
 
     /// Writes what waits and closes the database; later calls are refused. Idempotent.
     pub async fn close(&self) {
+        failpoint!("log.close");
         let inner = Arc::clone(&self.0);
         // The thread only ends after its last write; a panic in it has poisoned the engine already.
         let _ = tokio::task::spawn_blocking(move || inner.shut()).await;
@@ -289,7 +295,7 @@ impl LogEngine {
     }
 
     #[cfg(test)]
-    pub(super) fn fault(&self) -> &super::tests::Fault {
+    pub(crate) fn fault(&self) -> &super::tests::Fault {
         &self.0.shared.fault
     }
 }

@@ -26,6 +26,7 @@ use super::layout;
 use super::queue::{Action, Change};
 use super::shard::{Plan, ShardLog};
 use crate::codec;
+use crate::failpoint;
 use crate::types::{Entry, LogId, ShardRaft, Vote};
 
 /// Most bytes of entries one read for replication returns, but at least one entry: what one message to a follower
@@ -72,6 +73,8 @@ impl LogStore {
 
     async fn append_entries(&self, entries: Vec<Entry>, callback: IOFlushed<ShardRaft>) -> Result<(), LogError> {
         let shared = self.shared();
+        #[cfg(test)]
+        shared.fault.before_append();
         shared.check()?;
         let space = shared.queue.reserve(entries.iter().map(codec::entry_bytes).sum()).await?;
         let mut state = self.log.lock_live()?;
@@ -114,6 +117,7 @@ impl LogStore {
             shared.queue.push(Change::new(&self.log, Action::SaveVote { vote, done }, space.take()))
         });
         saved.await?;
+        failpoint!("log.voted");
         // Readers see a vote only once it is durable: they send nothing that a crash could make another term's.
         self.log.lock_live()?.vote = Some(vote);
         Ok(())

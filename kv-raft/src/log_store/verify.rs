@@ -33,6 +33,7 @@ use super::options::{self, Budget};
 use super::shard::State;
 use super::wal;
 use crate::codec;
+use crate::failpoint;
 
 /// Read ahead of the scan, so that verifying runs at the disk's speed.
 const READAHEAD_BYTES: usize = 2 << 20;
@@ -42,6 +43,9 @@ pub(super) struct Opened {
     pub(super) database: DB,
     pub(super) acknowledged: Acknowledged,
     pub(super) shards: BTreeMap<ShardId, State>,
+    /// Counts what the database does.
+    #[cfg(test)]
+    pub(super) statistics: rocksdb::Options,
 }
 
 /// What is known of a shard while the folder is read.
@@ -64,13 +68,28 @@ pub(super) fn open(dir: &Path, budget: Budget) -> Result<Opened, OpenError> {
         let database = database.map_err(|error| OpenError::database(dir, error))?;
         shards = verify(dir, &database, acknowledged.sequence())?;
     }
-    let database = DB::open_cf_descriptors(&options::database(budget, is_new), dir, options::families(budget));
+    let options = options::database(budget, is_new);
+    #[cfg(test)]
+    let options = {
+        let mut options = options;
+        options.enable_statistics();
+        options
+    };
+    failpoint!("log.open");
+    let database = DB::open_cf_descriptors(&options, dir, options::families(budget));
     let database = database.map_err(|error| OpenError::database(dir, error))?;
     if is_new {
         record_format(dir, &database, &mut acknowledged)?;
     }
+    failpoint!("log.opened");
     complete(dir, &database, acknowledged.sequence())?;
-    Ok(Opened { database, acknowledged, shards })
+    Ok(Opened {
+        database,
+        acknowledged,
+        shards,
+        #[cfg(test)]
+        statistics: options,
+    })
 }
 
 /// Makes an empty folder one of this format, durably.

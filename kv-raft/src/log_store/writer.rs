@@ -20,6 +20,7 @@ use super::layout::{self, Item};
 use super::queue::{Action, Change, Gathered};
 use super::shard::ShardLog;
 use crate::codec;
+use crate::failpoint;
 use crate::types::LogId;
 
 /// Truncations up to this many entries delete each: a range tombstone at the log's end would slow every later read there.
@@ -71,6 +72,7 @@ impl Writer {
     }
 
     fn sync_note(&mut self) {
+        failpoint!("log.note");
         if let Err(error) = self.acknowledged.sync() {
             self.shared.poison(&format!("cannot sync {}: {error}", self.acknowledged.path().display()));
         }
@@ -83,6 +85,7 @@ impl Writer {
             None => self.write(&changes, started),
         };
         let kib = changes.iter().map(|change| change.kib).sum();
+        failpoint!("log.answer");
         for change in changes {
             self.answer(change, result.clone());
         }
@@ -102,6 +105,7 @@ impl Writer {
         }
         let started = Instant::now();
         let written = self.commit(batch).and_then(|()| {
+            failpoint!("log.synced");
             let sequence = self.database.latest_sequence_number();
             self.acknowledged.note(sequence).map_err(|error| format!("{}: {error}", self.acknowledged.path().display()))
         });
@@ -116,6 +120,7 @@ impl Writer {
     fn commit(&self, batch: WriteBatch) -> Result<(), String> {
         #[cfg(test)]
         self.shared.fault.before_write()?;
+        failpoint!("log.write", "a failpoint".to_owned());
         self.database.write_opt(batch, &self.options).map_err(|error| error.to_string())
     }
 
@@ -144,6 +149,7 @@ impl Writer {
                     self.shared.metrics.queue.observe(started.saturating_duration_since(*queued).as_secs_f64());
                 }
                 Action::Truncate { start, end, tail, .. } => {
+                    failpoint!("log.truncate");
                     if end - start <= TRUNCATE_SINGLY_MAX {
                         (*start..*end).for_each(|index| batch.delete_cf(log, layout::log_key(shard, index)));
                     } else {
@@ -152,11 +158,13 @@ impl Writer {
                     tails.insert(shard, *tail);
                 }
                 Action::Purge { upto, tail, .. } => {
+                    failpoint!("log.purge");
                     batch.delete_range_cf(log, layout::log_key(shard, 0), layout::log_key(shard, upto.index + 1));
                     batch.put_cf(state, layout::state_key(shard, Item::Purged), layout::encode_pointer(Some(upto)));
                     tails.insert(shard, *tail);
                 }
                 Action::SaveVote { vote, .. } => {
+                    failpoint!("log.vote");
                     batch.put_cf(state, layout::state_key(shard, Item::Vote), layout::encode_vote(vote));
                 }
                 Action::SaveCommitted(log_id) => {
@@ -166,6 +174,7 @@ impl Writer {
                     batch.put_cf(state, layout::state_key(shard, Item::Owner), layout::encode_owner(*replica));
                 }
                 Action::Destroy { .. } => {
+                    failpoint!("log.destroy");
                     batch.delete_range_cf(log, &layout::log_key(shard, 0)[..], &layout::log_end(shard)[..]);
                     for item in [Item::Owner, Item::Vote, Item::Committed, Item::Purged, Item::Tail] {
                         batch.delete_cf(state, layout::state_key(shard, item));

@@ -58,6 +58,8 @@ pub(super) struct Shared {
     pub(super) timing: Timing,
     pub(super) started: Instant,
     pub(super) cancel: CancellationToken,
+    /// One checksum is computed at a time.
+    pub(super) checking: tokio::sync::Semaphore,
     replicas: RwLock<BTreeMap<ShardId, Weak<Replica>>>,
     /// Bytes that went into the log since the process began.
     log_bytes: AtomicU64,
@@ -80,6 +82,7 @@ impl RaftContext {
             timing,
             started: Instant::now(),
             cancel: CancellationToken::new(),
+            checking: tokio::sync::Semaphore::new(1),
             replicas: RwLock::default(),
             log_bytes: AtomicU64::new(0),
             failure: watch::Sender::new(None),
@@ -90,6 +93,9 @@ impl RaftContext {
         shared.tasks.spawn(keeper::follow_nodes(Arc::clone(&shared)));
         if shared.timing.hibernate_after.is_some() {
             shared.tasks.spawn(keeper::put_to_sleep(Arc::clone(&shared)));
+        }
+        if let Some(interval) = shared.timing.check_interval {
+            shared.tasks.spawn(keeper::compare(Arc::clone(&shared), interval));
         }
         Ok(Self { shared })
     }

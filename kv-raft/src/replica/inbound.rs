@@ -18,6 +18,7 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
 
 use super::Replica;
+use crate::failpoint;
 use crate::state_machine::{SnapshotData, SnapshotSink};
 use crate::transport::{self, Inbound, Origin};
 use crate::types::{ShardRaft, SnapshotMeta, Vote};
@@ -44,6 +45,7 @@ impl Inbound for Replica {
                 Ok(Bytes::new())
             }
             .boxed(),
+            FrameKind::Checked => async move { self.checked(from.replica, &body) }.boxed(),
             FrameKind::Unspecified => async { Err("a frame of no known kind".to_owned()) }.boxed(),
         }
     }
@@ -76,9 +78,11 @@ impl Replica {
             self.context.count_log_bytes(bytes);
             self.noticed();
         }
+        failpoint!("replica.append");
         let appended = self.raft.append_entries(request);
         self.roused();
         let response = appended.await.map_err(|e| e.to_string())?;
+        failpoint!("replica.appended");
         Ok(transport::encode_appended(&response))
     }
 
@@ -98,6 +102,7 @@ impl Replica {
         } else {
             self.raft.vote(request).await.map_err(|e| e.to_string())?
         };
+        failpoint!("replica.voted");
         Ok(transport::encode_vote_response(&response))
     }
 

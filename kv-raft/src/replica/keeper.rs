@@ -1,4 +1,5 @@
-//! What is done for all replicas of a node on a schedule: flushing, purging, going to sleep, waking when a node is lost.
+//! What is done for all replicas of a node on a schedule: flushing, purging, comparing, going to sleep, waking when a node
+//! is lost.
 //!
 //! Invariants: one timer each for all replicas; a sleeping replica costs a look at one flag; the log is purged only up
 //! to what is durably applied, because only a flush asks for it, and no further than the snapshot that names it.
@@ -12,9 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::context::Shared;
+use crate::failpoint;
 
 /// How often the flush job looks whether a flush is due.
 const FLUSH_CHECK: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether a check is due, within these bounds.
+const CHECK_LOOK_MIN: Duration = Duration::from_millis(50);
+const CHECK_LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// Fails the context when an engine fails.
 pub(super) async fn watch_storage(shared: Arc<Shared>) {
@@ -52,6 +58,7 @@ pub(super) async fn flush(shared: Arc<Shared>) {
 /// Makes what is applied durable, then lets each replica that advanced purge its log up to there.
 pub(super) async fn flush_once(shared: &Arc<Shared>) -> Result<(), String> {
     let flushed = shared.data.flush().await.map_err(|e| e.to_string())?;
+    failpoint!("purge.flushed");
     for (shard, applied) in flushed {
         let Some(replica) = shared.replica(shard) else { continue };
         if replica.durable.fetch_max(applied.index, Ordering::AcqRel) < applied.index {
@@ -75,6 +82,17 @@ pub(super) async fn put_to_sleep(shared: Arc<Shared>) {
     while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
         for replica in shared.replicas() {
             replica.consider_sleep();
+        }
+    }
+}
+
+/// Lets the shards led here compare their replicas when it is time.
+pub(super) async fn compare(shared: Arc<Shared>, check: Duration) {
+    let mut ticks = interval((check / 16).clamp(CHECK_LOOK_MIN, CHECK_LOOK_MAX));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        for replica in shared.replicas() {
+            replica.consider_check(check);
         }
     }
 }

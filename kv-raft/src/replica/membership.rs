@@ -14,6 +14,7 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::ClientWriteResponse;
 
 use super::{MembershipError, ReadError, Replica};
+use crate::failpoint;
 use crate::types::{Member, ReplicaState, ShardRaft};
 
 /// A replica this far behind may become a voter: it has the rest within the time of a request.
@@ -40,6 +41,7 @@ impl Replica {
             return Err(MembershipError::Refused(format!("node {node} holds another replica of the shard")));
         }
         tracing::info!(shard = %self.shard, %replica, %node, "adding a learner");
+        failpoint!("membership.add_learner");
         self.changed(self.raft.add_learner(replica.0, Member { node: node.0 }, false).await)
     }
 
@@ -75,6 +77,7 @@ impl Replica {
         }
         tracing::info!(shard = %self.shard, from = ?now, to = ?voters, "changing the voters");
         let voters: BTreeSet<u64> = voters.into_iter().map(|replica| replica.0).collect();
+        failpoint!("membership.change_voters");
         self.changed(self.raft.change_membership(voters, false).await)
     }
 
@@ -90,6 +93,7 @@ impl Replica {
         }
         self.check_target(&status, to, TRANSFER_LAG_MAX)?;
         tracing::info!(shard = %self.shard, %to, "handing leadership over");
+        failpoint!("membership.transfer_leader");
         self.raft.trigger().transfer_leader(to.0).await.map_err(|_| MembershipError::Stopped)?;
         let mut leader = self.watch_leader();
         let passed = leader.wait_for(|leader| leader.is_some_and(|leader| leader.replica != self.replica));
@@ -117,7 +121,7 @@ impl Replica {
     /// Hands leadership to whoever may have it, until this replica does not lead or may lead again.
     pub(super) async fn step_aside(self: Arc<Self>) {
         let pause = self.context.timing.election_max;
-        while self.is_leader() && !self.may_lead.load(std::sync::atomic::Ordering::Acquire) {
+        while self.is_leader() && !self.leads_if_elected() {
             if let Some(to) = self.best_successor()
                 && let Err(error) = self.transfer_leader(to).await
             {

@@ -19,6 +19,8 @@ mod sleep;
 
 mod membership;
 
+mod checks;
+
 mod status;
 
 mod errors;
@@ -41,15 +43,18 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::checks::CheckOutcome;
 pub use self::context::{ContextParts, RaftContext};
 pub use self::errors::{MembershipError, ProposeError, ReadError, StartError};
 pub use self::reads::ReadMode;
 
+use self::checks::Checks;
 use self::context::Shared;
 use self::proposals::Proposals;
 use self::reads::Reads;
 use self::sleep::Asleep;
 use crate::data_engine::{CreateError, DataEngine, DataError, NewReplica, ReplicaRecord};
+use crate::failpoint;
 use crate::log_store::{LogEngine, LogStore};
 use crate::state_machine::StateMachine;
 use crate::transport::{Network, ReplicaAddress};
@@ -92,6 +97,9 @@ pub struct Replica {
     votes_from: Option<Instant>,
     /// Last index known to be applied durably.
     durable: AtomicU64,
+    checks: Checks,
+    /// Index of the check that found its content wrong.
+    quarantined: watch::Receiver<Option<u64>>,
     changing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -105,18 +113,22 @@ impl Replica {
         if shared.replica(shard).is_some() {
             return Err(StartError::Running(shard));
         }
+        failpoint!("replica.start");
         let (record, created) = open_data(&shared.data, &spec).await?;
+        failpoint!("replica.data_opened");
         let store = open_log(&shared.log, &record).await?;
         let wait = Arc::new(shared.log.log_wait(shard)?);
         let (data, metrics) = (shared.data.clone(), Arc::clone(&shared.metrics));
         let machine = spawn_blocking(move || data.state_machine(shard, wait, metrics));
-        let machine = machine.await.map_err(|e| StartError::Consensus(e.to_string()))??;
+        let mut machine = machine.await.map_err(|e| StartError::Consensus(e.to_string()))??;
+        let (views, quarantined) = (machine.checks(), shared.data.holding(shard)?.watch_quarantine());
 
         // A process that just began does not know to whom its former self gave a lease; a replica created now has none.
         let votes_from = (!created).then(|| shared.started + shared.timing.election_max);
         let votes_from = votes_from.filter(|from| *from > Instant::now());
         let config = shared.raft_config(shard, votes_from.is_none()).map_err(StartError::Consensus)?;
         let network = Network::new(Arc::clone(shared.transport.inner()), ReplicaAddress { shard, replica });
+        failpoint!("replica.log_opened");
         let raft = openraft::Raft::new(replica.0, Arc::new(config), network, store, machine)
             .await
             .map_err(|e| StartError::Consensus(e.to_string()))?;
@@ -136,16 +148,21 @@ impl Replica {
             may_lead: AtomicBool::new(true),
             votes_from,
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),
+            checks: Checks::new(),
+            quarantined,
             changing: tokio::sync::Mutex::new(()),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             context: shared,
         });
+        failpoint!("replica.begun");
         if !started.context.register(&started) {
             let _ = started.raft.shutdown().await;
             return Err(StartError::Running(shard));
         }
         started.tasks.spawn(Arc::clone(&started).observe());
+        started.tasks.spawn(Arc::clone(&started).take_checks(views));
+        started.tasks.spawn(Arc::clone(&started).follow_quarantine());
         if let Some(from) = votes_from {
             started.tasks.spawn(Arc::clone(&started).stand_from(from));
         }
@@ -217,6 +234,7 @@ impl Replica {
         self.stopping.cancel();
         self.context.unregister(self.shard, self.replica);
         self.proposals.fail_waiting(&ProposeError::Stopped);
+        failpoint!("replica.stop");
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = %self.shard, %error, "consensus did not end cleanly");
         }
@@ -229,6 +247,7 @@ impl Replica {
         self.stop().await;
         let (data, shard) = (self.context.data.clone(), self.shard);
         spawn_blocking(move || data.destroy(shard)).await.map_err(|e| StartError::Consensus(e.to_string()))??;
+        failpoint!("replica.destroy");
         self.context.log.destroy(shard).await?;
         tracing::info!(%shard, replica = %self.replica, "replica destroyed");
         Ok(())
@@ -260,7 +279,7 @@ impl Replica {
     /// Elections are on unless this replica may not lead, sleeps, or its process only just began.
     fn set_elections(&self) {
         let from_passed = self.votes_from.is_none_or(|from| from <= Instant::now());
-        let on = self.may_lead.load(Ordering::Acquire) && !self.is_hibernated() && from_passed;
+        let on = self.leads_if_elected() && !self.is_hibernated() && from_passed;
         self.raft.runtime_config().elect(on);
     }
 
@@ -306,7 +325,7 @@ impl Replica {
             let term = leader.map_or(0, |leader| leader.term);
             tracing::info!(shard = %self.shard, replica = %self.replica, term, "leads");
             self.used();
-            if !self.may_lead.load(Ordering::Acquire)
+            if !self.leads_if_elected()
                 && let Some(replica) = self.arc()
             {
                 self.tasks.spawn(replica.step_aside());

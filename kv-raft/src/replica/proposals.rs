@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use super::{ProposeError, ReadError, Replica};
 use crate::command::{CommandBatch, EncodedCommand, Reply};
+use crate::failpoint;
 use crate::metrics::Stage;
 use crate::types::ShardRaft;
 
@@ -235,14 +236,17 @@ impl Replica {
         error
     }
 
-    fn check_leads(&self) -> Result<(), ProposeError> {
+    pub(super) fn check_leads(&self) -> Result<(), ProposeError> {
         if let Some(reason) = self.failure() {
             return Err(ProposeError::Fatal(reason));
         }
         if self.stopping.is_cancelled() {
             return Err(ProposeError::Stopped);
         }
-        if self.is_leader() { Ok(()) } else { Err(ProposeError::NotLeader { leader: self.leader() }) }
+        if self.is_leader() && !self.is_quarantined() {
+            return Ok(());
+        }
+        Err(ProposeError::NotLeader { leader: self.leader().filter(|leader| leader.replica != self.replica) })
     }
 
     /// Proposes entry after entry until nothing waits.
@@ -335,10 +339,14 @@ impl Replica {
     }
 
     async fn write(&self, commands: &[EncodedCommand]) -> Result<ClientWriteResult<ShardRaft>, ProposeError> {
-        let batch = CommandBatch::new(self.context.clock.now(), commands);
+        self.write_batch(CommandBatch::new(self.context.clock.now(), commands)).await
+    }
+
+    pub(super) async fn write_batch(&self, batch: CommandBatch) -> Result<ClientWriteResult<ShardRaft>, ProposeError> {
         self.context.count_log_bytes(batch.as_bytes().len());
         let begun = Instant::now();
         let (responder, committed, completed) = ProgressResponder::new();
+        failpoint!("replica.propose");
         if let Err(fatal) = self.raft.client_write_ff(batch, Some(responder)).await {
             // Consensus had ended before it took the entry.
             return Err(if self.stopping.is_cancelled() {
@@ -359,7 +367,7 @@ impl Replica {
 }
 
 /// Why a quorum round before a write failed; the write was not handed over.
-fn not_confirmed(error: ReadError) -> ProposeError {
+pub(super) fn not_confirmed(error: ReadError) -> ProposeError {
     match error {
         ReadError::NotLeader { leader } => ProposeError::NotLeader { leader },
         ReadError::NoQuorum | ReadError::TooFarAhead(_) => ProposeError::NoQuorum,

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::{ReadError, Replica};
 use crate::command::{Command, EncodedCommand};
 use crate::data_engine::{DataError, ReadView};
+use crate::failpoint;
 use crate::metrics::Stage;
 use crate::types::ShardRaft;
 
@@ -76,6 +77,9 @@ impl Replica {
     /// A view of the state the mode asks for.
     pub async fn read(&self, mode: ReadMode) -> Result<ReadView, ReadError> {
         let begun = Instant::now();
+        if self.is_quarantined() {
+            return Err(ReadError::NotLeader { leader: self.leader().filter(|leader| leader.replica != self.replica) });
+        }
         let view = match mode {
             // A follower cannot tell how old its state is: its leader may be cut off from a majority that has another.
             ReadMode::Linearizable | ReadMode::Stale { max_staleness: Some(_) } => {
@@ -141,6 +145,7 @@ impl Replica {
                 std::mem::take(&mut round.waiting)
             };
             self.context.metrics.read_rounds.inc();
+            failpoint!("replica.read_round");
             let confirmed = self.linearizer(ReadPolicy::ReadIndex.into()).await;
             for reader in readers {
                 let _ = reader.send(confirmed.clone());

@@ -241,7 +241,7 @@ impl Replica {
         u32::try_from(before.count()).unwrap_or(u32::MAX)
     }
 
-    fn send(
+    pub(super) fn send(
         &self,
         node: NodeId,
         replica: u64,

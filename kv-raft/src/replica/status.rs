@@ -58,6 +58,8 @@ impl Replica {
             learners: membership.learner_ids().map(named).collect(),
             joint: membership.get_joint_config().len() > 1,
             hibernated: self.is_hibernated(),
+            checked: self.checks.last_index(),
+            quarantined: self.is_quarantined(),
             data_bytes: 0,
         }
     }

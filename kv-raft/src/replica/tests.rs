@@ -12,7 +12,7 @@ use kv_proto::pb::raft::v1::FrameKind;
 use openraft::raft::VoteRequest;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
-use super::{ContextParts, RaftContext, Replica, ReplicaSpec, StartError};
+use super::{ContextParts, ProposeError, RaftContext, Replica, ReplicaSpec, StartError};
 use crate::clock::Clock;
 use crate::command::{Command, EncodedCommand, Operation};
 use crate::data_engine::{DataEngine, DataOptions};
@@ -111,6 +111,25 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// openraft#2116: a core that panics kills only its own group, which would be dead for good, unnoticed by its node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consensus_that_panics_is_noticed_at_once_and_nothing_is_acknowledged_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let context = context(&engines, &Timing::default());
+    let replica = Replica::start(&context, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    engines.0.fault().panic_next_append();
+    let answer = replica.propose(put()).await;
+    assert!(matches!(answer, Err(ProposeError::OutcomeUnknown | ProposeError::Fatal(_))), "{answer:?}");
+    let reason = tokio::time::timeout(Duration::from_secs(5), context.failed()).await.unwrap();
+    assert!(reason.contains("shard 7"), "{reason}");
+    assert!(matches!(replica.propose(put()).await, Err(ProposeError::Fatal(_))));
+    assert!(!replica.is_leader());
+    end(context, replica).await;
 }
 
 /// A shard of one voter wrote, its data is durable, and then its log goes.

@@ -16,7 +16,7 @@ use rocksdb::{ColumnFamily, ReadOptions, WriteBatch};
 use super::decide::{Decision, Edit, decide};
 use super::overlay::Overlay;
 use super::session::Sessions;
-use crate::command::{Command, Operation, Replies};
+use crate::command::{Command, Operation, Order, Replies};
 use crate::data_engine::{DataEngine, DataError, Holding, Progress, Table, keys, rows};
 use crate::types::{Entry, LogId, StoredMembership};
 
@@ -39,6 +39,7 @@ pub(crate) struct Chunk<'a> {
 enum Content<'a> {
     Nothing,
     Commands(Timestamp, Vec<Command<'a>>),
+    Order(Timestamp, Order),
     Membership(StoredMembership),
 }
 
@@ -51,6 +52,11 @@ impl<'a> Chunk<'a> {
                 EntryPayload::Blank => Content::Nothing,
                 EntryPayload::Membership(membership) => {
                     Content::Membership(StoredMembership::new(Some(entry.log_id), membership.clone()))
+                }
+                EntryPayload::Normal(batch) if batch.is_order() => {
+                    let damaged = |error| DataError::Failed(format!("shard {shard}, entry {}: {error}", entry.log_id));
+                    let (stamp, order) = batch.decode_order().map_err(damaged)?;
+                    Content::Order(stamp, order)
                 }
                 EntryPayload::Normal(batch) => {
                     let damaged = |error| DataError::Failed(format!("shard {shard}, entry {}: {error}", entry.log_id));
@@ -127,6 +133,7 @@ impl Core {
         let mut writes = Writes::new(&store, &progress, &mut batch);
         let mut replies = Vec::with_capacity(chunk.entries.len());
         let mut membership_changed = false;
+        let mut quarantined = None;
         for (log_id, content) in &chunk.entries {
             assert!(Some(*log_id) > progress.applied, "entries are applied in log order");
             progress.applied = Some(*log_id);
@@ -136,6 +143,10 @@ impl Core {
                 Content::Membership(membership) => {
                     progress.membership = Arc::new(membership.clone());
                     membership_changed = true;
+                }
+                Content::Order(stamp, order) => {
+                    overlay.sessions_mut().advance(*stamp);
+                    quarantined = quarantined.or(order.condemns(holding.replica));
                 }
                 Content::Commands(stamp, commands) => {
                     overlay.sessions_mut().advance(*stamp);
@@ -157,10 +168,16 @@ impl Core {
         if membership_changed {
             holding.put_membership(&store, &progress, &mut batch);
         }
+        if let Some(checked) = quarantined {
+            holding.put_quarantine(&store, checked, &mut batch);
+        }
         holding.put_applied(&store, &progress, &mut batch);
         holding.raise_floor(progress.safepoint);
         store.write(batch)?;
         holding.publish(progress);
+        if let Some(checked) = quarantined {
+            holding.quarantine(checked);
+        }
         drop(writer);
         Ok(replies)
     }

@@ -34,12 +34,16 @@ use kv_proto::ids::ShardId;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use self::apply::{Chunk, Core};
 pub use self::sink::{ReceivedSnapshot, SnapshotSink};
 pub use self::snapshot::{SnapshotBuilder, SnapshotData, SnapshotView};
 pub use self::source::{SnapshotFile, SnapshotSource};
+use crate::command::{CHECKSUM_ALGORITHM, CommandBatch, Order};
+use crate::data_engine::checksum::CheckView;
 use crate::data_engine::{DataEngine, DataError};
+use crate::failpoint;
 use crate::log_store;
 use crate::metrics::{RaftMetrics, Stage};
 use crate::types::{LeaderId, LogId, Member, ShardRaft, SnapshotMeta, StoredMembership};
@@ -74,6 +78,7 @@ pub struct StateMachine {
     core: Arc<Mutex<Core>>,
     log: Arc<dyn LogWait>,
     metrics: Arc<RaftMetrics>,
+    checks: Option<mpsc::Sender<CheckView>>,
 }
 
 impl DataEngine {
@@ -85,7 +90,7 @@ impl DataEngine {
         metrics: Arc<RaftMetrics>,
     ) -> Result<StateMachine, DataError> {
         let core = Core::load(self.clone(), self.holding(shard)?)?;
-        Ok(StateMachine { shard, core: Arc::new(Mutex::new(core)), log, metrics })
+        Ok(StateMachine { shard, core: Arc::new(Mutex::new(core)), log, metrics, checks: None })
     }
 
     /// Allots an extent for a snapshot that is about to be received, and a folder for its files. What is dropped before
@@ -96,11 +101,35 @@ impl DataEngine {
 }
 
 impl StateMachine {
+    /// Where the views come that are to be compared with other replicas'. One that finds the one before not taken yet
+    /// is left out: checks come again.
+    pub(crate) fn checks(&mut self) -> mpsc::Receiver<CheckView> {
+        let (checks, views) = mpsc::channel(1);
+        self.checks = Some(checks);
+        views
+    }
+
+    /// The entry just applied may ask for a check: the view shows exactly its state.
+    fn take_check(&self, batch: Option<&CommandBatch>) {
+        let Some(checks) = &self.checks else { return };
+        let order = batch.and_then(|batch| batch.decode_order().ok()).map(|(_, order)| order);
+        if order == Some(Order::Check { algorithm: CHECKSUM_ALGORITHM })
+            && let Ok(place) = checks.try_reserve()
+        {
+            let core = self.core.lock();
+            failpoint!("check.view");
+            place.send(CheckView::take(core.engine(), core.holding()));
+        }
+    }
+
     async fn apply_chunk(&self, entries: Vec<EntryResponder<ShardRaft>>, bytes: usize) -> io::Result<()> {
         let Some(last) = entries.last().map(|(entry, _)| entry.log_id.index) else { return Ok(()) };
         let started = Instant::now();
+        failpoint!("apply.wait");
         self.log.wait_durable(last).await?;
+        failpoint!("apply.write");
         let replies = self.decide_and_write(&entries, bytes)?;
+        failpoint!("apply.reply");
         for ((_, responder), replies) in entries.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(replies);
@@ -157,12 +186,15 @@ impl RaftStateMachine<ShardRaft> for StateMachine {
         let mut bytes = 0;
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
+            let mut order = None;
             if let EntryPayload::Normal(batch) = &entry.payload {
                 bytes += batch.as_bytes().len();
+                order = batch.is_order().then(|| batch.clone());
             }
             chunk.push((entry, responder));
-            if chunk.len() >= CHUNK_ENTRIES || bytes >= CHUNK_BYTES {
+            if chunk.len() >= CHUNK_ENTRIES || bytes >= CHUNK_BYTES || order.is_some() {
                 self.apply_chunk(std::mem::take(&mut chunk), bytes).await?;
+                self.take_check(order.as_ref());
                 bytes = 0;
             }
         }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::snapshot::{SnapshotData, SnapshotView};
 use super::source::{Folder, SnapshotSource, at};
 use crate::data_engine::{DataEngine, DataError, Extent, Table};
+use crate::failpoint;
 use crate::types::SnapshotMeta;
 
 /// Chunks of a snapshot copied within a node.
@@ -87,6 +88,7 @@ impl SnapshotSink {
     pub async fn finish(self, files: u32) -> Result<SnapshotData, DataError> {
         self.run(move |state| state.end_file()).await?;
         let Some(state) = Arc::into_inner(self.state) else { return refuse("it is still being written".to_owned()) };
+        failpoint!("snapshot.received");
         let received = state.into_inner().received;
         if received.count() != files {
             return refuse(format!("{files} files were announced, {} came", received.count()));
@@ -115,6 +117,7 @@ impl State {
         if file != self.received.count() {
             return refuse(format!("file {file} came, file {} was due", self.received.count()));
         }
+        failpoint!("snapshot.file", DataError::BadSnapshot("a failpoint".to_owned()));
         let path = self.received.folder.file(file);
         let handle = File::create_new(&path).map_err(|error| at(&path, &error))?;
         self.open = Some(OpenFile { table, path, file: handle, written: 0, so_far: 0, bytes, checksum });
@@ -133,6 +136,7 @@ impl State {
         if crc32c::crc32c(data) != checksum {
             return refuse(format!("file {file}: the chunk at {offset} was altered on its way"));
         }
+        failpoint!("snapshot.chunk", DataError::BadSnapshot("a failpoint".to_owned()));
         open.file.write_all(data).map_err(|error| at(&open.path, &error))?;
         open.written += length;
         open.so_far = crc32c::crc32c_append(open.so_far, data);

@@ -17,6 +17,7 @@ use super::apply::Core;
 use super::sink::ReceivedSnapshot;
 use crate::data_engine::rows::{self, SummaryRow};
 use crate::data_engine::{DataEngine, DataError, Held, Holding, Pinned, Progress, Store, Table, keys};
+use crate::failpoint;
 use crate::types::{LogId, ShardRaft, SnapshotMeta, StoredMembership};
 
 /// What openraft hands around as a snapshot: cheap, holds no data in memory.
@@ -34,6 +35,8 @@ pub struct SnapshotView {
     pub(super) pinned: Pinned,
     pub(super) progress: Arc<Progress>,
     pub(super) scratch: PathBuf,
+    /// The replica's content is known to be wrong: nobody must get it.
+    pub(super) quarantined: bool,
     /// Dropped after the view.
     _held: Held,
 }
@@ -41,9 +44,11 @@ pub struct SnapshotView {
 impl SnapshotView {
     /// Pins the state as applied now and makes it durable. Blocking.
     pub(super) fn take(engine: &DataEngine, holding: &Holding) -> Result<Self, DataError> {
+        failpoint!("snapshot.view");
         let (pinned, progress, held) = engine.pin(holding);
         engine.flush_through(holding, progress.applied)?;
-        Ok(Self { pinned, progress, scratch: engine.scratch(), _held: held })
+        let quarantined = holding.is_quarantined();
+        Ok(Self { pinned, progress, scratch: engine.scratch(), quarantined, _held: held })
     }
 
     /// What it covers.
@@ -100,7 +105,9 @@ impl Core {
         let holding = Arc::clone(self.holding());
         received.check_announced(holding.shard, meta)?;
         let store = Arc::clone(self.engine().store());
+        failpoint!("snapshot.ingest");
         ingest(&store, &received)?;
+        failpoint!("snapshot.ingested");
         let summary_key = keys::meta_summary(received.extent().id());
         let before = holding.progress();
         let progress =
@@ -114,13 +121,16 @@ impl Core {
         batch.delete_cf(store.table(Table::Meta), summary_key);
         holding.raise_floor(progress.safepoint);
         store.write(batch)?;
+        failpoint!("snapshot.switched");
         let applied = progress.applied;
         holding.publish(progress);
         drop(writer);
         self.engine().flush_through(&holding, applied)?;
+        failpoint!("snapshot.flushed");
         received.extent().keep();
         before.extent.doom();
         drop((before, received));
+        failpoint!("snapshot.installed");
         self.reload_sessions()?;
         self.engine().collect_extents()
     }

@@ -18,6 +18,7 @@ use rocksdb::{ReadOptions, SstFileWriter};
 use super::snapshot::SnapshotView;
 use crate::data_engine::rows::{self, MembershipRow, SummaryRow};
 use crate::data_engine::{DataError, Table, keys, snapshot_file};
+use crate::failpoint;
 
 /// A file ends once it is this long: small enough to make while the one before is sent, large enough to ingest whole.
 const FILE_BYTES: u64 = 32 << 20;
@@ -87,6 +88,9 @@ impl SnapshotSource {
     /// Files are made in a scratch folder of the engine; each is deleted when the next one is asked for, the last one
     /// when the source is dropped.
     pub fn new(view: SnapshotView, extent: ExtentId) -> Result<Self, DataError> {
+        if view.quarantined {
+            return Err(DataError::BadSnapshot("the sender's content differs from that of its peers".to_owned()));
+        }
         let folder = Folder::create(&view.scratch, "out")?;
         let left = Table::ALL.into_iter().rev().map(|table| (table, None)).collect();
         Ok(Self(Arc::new(Mutex::new(Cursor { view, extent, folder, made: 0, left }))))
@@ -105,6 +109,7 @@ impl Cursor {
         if let Some(last) = self.made.checked_sub(1).map(|last| self.folder.file(last)) {
             std::fs::remove_file(&last).or_else(|error| if last.exists() { Err(at(&last, &error)) } else { Ok(()) })?;
         }
+        failpoint!("snapshot.make");
         while let Some((table, from)) = self.left.pop() {
             let path = self.folder.file(self.made);
             let (rows, next) = self.write_file(table, from, &path)?;

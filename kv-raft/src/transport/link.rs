@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::peers::PeerCell;
 use super::{Inner, MESSAGE_BYTES_TARGET, TRANSPORT_MESSAGE_BYTES_MAX};
+use crate::failpoint;
 
 /// Frames that may wait for one peer: a window of appends, a heartbeat and a vote for each of a thousand shards
 /// would not fill it unless the peer hangs.
@@ -247,6 +248,7 @@ async fn session(inner: &Arc<Inner>, link: &Arc<Link>, cell: &PeerCell, queue: &
 
 /// A connection of its own to a node, as all of the transport makes them.
 pub(super) async fn connect(inner: &Inner, node: NodeId) -> Result<TransportServiceClient<Channel>, String> {
+    failpoint!("transport.connect", "a failpoint".to_owned());
     let address = inner.directory.address(node).ok_or_else(|| format!("the address of node {node} is not known"))?;
     let timing = &inner.config.timing;
     let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -318,6 +320,7 @@ async fn exchange(
                     Ok(None) => return "the node ended the stream".to_owned(),
                     Err(status) => return format!("{:?}: {}", status.code(), status.message()),
                 };
+                failpoint!("transport.answered");
                 last_answer = Instant::now();
                 cell.heard();
                 if let Some(hello) = answer.hello {
@@ -346,6 +349,7 @@ async fn exchange(
                 }
                 inner.metrics.messages_sent.inc();
                 inner.metrics.frames_sent.inc_by(u64::try_from(message.frames.len()).unwrap_or(0));
+                failpoint!("transport.send");
                 permit.send(message);
             }
             count = queue.recv_many(&mut taken, GATHER_FRAMES), if gathered.is_empty() => {

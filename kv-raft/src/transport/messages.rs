@@ -250,6 +250,21 @@ pub(crate) fn decode_hibernate(body: &[u8]) -> Result<Hibernate, MessageError> {
     Ok(Hibernate { vote: vote.into(), last: last.map(LogId::from) })
 }
 
+/// A replica's checksum as of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Checked {
+    pub(crate) index: u64,
+    pub(crate) digest: u64,
+}
+
+pub(crate) fn encode_checked(checked: Checked) -> Bytes {
+    encode_part(&checked)
+}
+
+pub(crate) fn decode_checked(body: &[u8]) -> Result<Checked, MessageError> {
+    decode_whole("checksum report", body)
+}
+
 /// Whether the follower sleeps now.
 pub(crate) fn encode_agreement(agreed: bool) -> Bytes {
     encode_part(&agreed)

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::peers::PeerCell;
 use super::registry::Origin;
 use super::{Inner, MESSAGE_BYTES_TARGET, snapshot};
+use crate::failpoint;
 
 /// Frames of one stream at work at once: a full window of appends for each of many shards. They wait for the log's
 /// fsync, so fewer would hold back shards that have nothing to do with each other.
@@ -53,6 +54,7 @@ impl TransportService for Service {
         request: Request<Streaming<ExchangeRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let mut incoming = request.into_inner();
+        failpoint!("transport.accept");
         let first = tokio::time::timeout(self.inner.config.timing.election_max * 2, incoming.message())
             .await
             .map_err(|_| Status::deadline_exceeded("the stream did not introduce itself"))??;
@@ -123,6 +125,7 @@ impl Stream {
                         self.cell.introduced(hello.incarnation);
                         hello_due = true;
                     }
+                    failpoint!("transport.receive");
                     for frame in message.frames {
                         self.begin(frame, &mut work, &mut done).await;
                     }
@@ -135,6 +138,7 @@ impl Stream {
                 }
                 permit = answers.reserve(), if something => {
                     let Ok(permit) = permit else { return };
+                    failpoint!("transport.answer");
                     let hello = hello_due.then(|| self.inner.hello(self.node));
                     hello_due = false;
                     permit.send(Ok(ExchangeResponse { hello, frames: cut(&mut done) }));

@@ -34,6 +34,7 @@ use super::network::ReplicaAddress;
 use super::registry::Inbound;
 use super::{Inner, link, messages};
 use crate::codec;
+use crate::failpoint;
 use crate::state_machine::{SnapshotData, SnapshotSink, SnapshotSource};
 use crate::types::{SnapshotMeta, Vote};
 
@@ -100,6 +101,7 @@ impl Rate {
 /// Sends a snapshot and returns the receiver's vote once it is installed.
 pub(super) async fn send(inner: &Arc<Inner>, sending: Sending, data: SnapshotData) -> Result<Vote, String> {
     let SnapshotData::View(view) = data else { return Err("there is no state to send yet".to_owned()) };
+    failpoint!("snapshot.send");
     let mut client = link::connect(inner, sending.node).await?;
     let (parts, requests) = mpsc::channel(CHUNKS_AHEAD);
     put(&parts, Part::Header(header(inner, &sending))).await?;
@@ -159,6 +161,7 @@ async fn send_files(
         files += 1;
         bytes += file.bytes;
     }
+    failpoint!("snapshot.send_end");
     put(&parts, Part::End(SnapshotEnd { files })).await?;
     Ok(bytes)
 }
@@ -179,6 +182,7 @@ async fn send_file(
             return Ok(());
         }
         let data = data.freeze();
+        failpoint!("snapshot.send_chunk", "a failpoint".to_owned());
         let length = data.len();
         inner.snapshot_rate.pass(length).await;
         let checksum = crc32c::crc32c(&data);
@@ -241,6 +245,7 @@ pub(super) async fn serve(
     let Some(Part::Header(header)) = next_part(&mut parts).await? else {
         return Err(Status::invalid_argument("a snapshot begins with its header"));
     };
+    failpoint!("snapshot.accept");
     let replica = accept(&inner, &header)?;
     let vote = messages::decode_vote_alone(&header.vote).map_err(|e| Status::invalid_argument(e.to_string()))?;
     let meta = decode_meta(header.meta.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -326,6 +331,7 @@ async fn receive(
     let data = sink.finish(files).await.map_err(failed)?;
     let answer = replica.install_snapshot(vote, meta, data).await.map_err(Status::unavailable)?;
     inner.metrics.snapshots_installed.inc();
+    failpoint!("snapshot.answer");
     respond(responses, Answer::Installed(messages::encode_vote_alone(&answer))).await
 }
 

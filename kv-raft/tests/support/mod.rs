@@ -1,7 +1,7 @@
 //! Nodes of a cluster in one process: real folders, real gRPC on loopback.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,9 +34,18 @@ static INCARNATION: AtomicU64 = AtomicU64::new(1);
 #[derive(Clone, Default)]
 pub struct Addresses(Arc<RwLock<BTreeMap<NodeId, SocketAddr>>>);
 
-impl Directory for Addresses {
+/// Where one node finds the others, but for those it is cut off from.
+struct Reach {
+    from: NodeId,
+    addresses: Addresses,
+    isolated: Arc<RwLock<BTreeSet<NodeId>>>,
+}
+
+impl Directory for Reach {
     fn address(&self, node: NodeId) -> Option<String> {
-        self.0.read().get(&node).map(ToString::to_string)
+        let isolated = self.isolated.read();
+        let cut = isolated.contains(&node) != isolated.contains(&self.from);
+        (!cut).then(|| self.addresses.0.read().get(&node).map(ToString::to_string))?
     }
 }
 
@@ -71,6 +80,7 @@ impl TestNode {
 pub struct Cluster {
     folder: TempDir,
     addresses: Addresses,
+    isolated: Arc<RwLock<BTreeSet<NodeId>>>,
     pub timing: Timing,
     pub nodes: BTreeMap<NodeId, TestNode>,
     sequence: AtomicU64,
@@ -94,10 +104,11 @@ impl Cluster {
     pub fn empty(timing: Timing) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sequence = AtomicU64::new(0);
-        Self { folder, addresses: Addresses::default(), timing, nodes: BTreeMap::new(), sequence }
+        let (addresses, isolated) = (Addresses::default(), Arc::default());
+        Self { folder, addresses, isolated, timing, nodes: BTreeMap::new(), sequence }
     }
 
-    fn path(&self, node: NodeId) -> PathBuf {
+    pub fn path(&self, node: NodeId) -> PathBuf {
         self.folder.path().join(format!("node-{node}"))
     }
 
@@ -123,7 +134,7 @@ impl Cluster {
                 incarnation: INCARNATION.fetch_add(1, Ordering::SeqCst),
                 timing: self.timing.clone(),
             },
-            Arc::new(self.addresses.clone()),
+            Arc::new(Reach { from: id, addresses: self.addresses.clone(), isolated: Arc::clone(&self.isolated) }),
             Registry::new(),
             clock.clone(),
             Arc::clone(&metrics),
@@ -183,6 +194,22 @@ impl Cluster {
     pub async fn restart(&mut self, id: NodeId, replica: ReplicaId) -> Arc<Replica> {
         self.start_node(id).await;
         self.start_replica(id, replica, None).await
+    }
+
+    /// Cuts a node off from all others, both ways, until [`Cluster::heal`].
+    pub fn isolate(&self, id: NodeId) {
+        self.isolated.write().insert(id);
+        for (node, running) in &self.nodes {
+            let reached = self.nodes.keys().copied().filter(|other| (*other == id) == (*node == id));
+            running.transport.set_members(reached);
+        }
+    }
+
+    pub fn heal(&self) {
+        self.isolated.write().clear();
+        for node in self.nodes.values() {
+            node.transport.set_members(self.nodes.keys().copied());
+        }
     }
 
     /// In a killed node's place, a listener whose connections nobody reads.

@@ -20,6 +20,7 @@ const LAG_STALLED: u64 = 16;
 pub(super) fn findings(picture: &Picture<'_>) -> Vec<Finding> {
     let mut troubles: BTreeMap<Trouble, Vec<&ShardListing>> = BTreeMap::new();
     let mut lagging: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    let mut wrong = Vec::new();
     for listing in &picture.facts.shards {
         let Some(shard) = &listing.shard else { continue };
         if shard.creating {
@@ -39,9 +40,11 @@ pub(super) fn findings(picture: &Picture<'_>) -> Vec<Finding> {
                 lagging.entry(node).or_default().push(text);
             }
         }
+        wrong.extend(wrong_replicas(picture, listing, shard));
     }
     let mut findings: Vec<Finding> =
         troubles.iter().map(|(trouble, shards)| explain(picture, trouble, &Shards::new(shards))).collect();
+    findings.extend(wrong);
     findings.extend(lagging.into_iter().map(|(node, replicas)| lag_finding(picture, node, &replicas)));
     findings.extend(keyspaces(picture));
     findings
@@ -216,6 +219,25 @@ fn under_replicated(shards: &Shards, have: usize, want: usize, remedy: Remedy) -
             found.help("no node has room for another replica: add one; on a local cluster", "scripts/cluster add-node")
         }
     }
+}
+
+/// Replicas whose content differs from that of the majority.
+fn wrong_replicas(picture: &Picture<'_>, listing: &ShardListing, shard: &Shard) -> Vec<Finding> {
+    let wrong = listing.replicas.iter().filter(|status| status.quarantined);
+    let told = wrong.map(|status| {
+        let id = shard.shard_id;
+        let what = format!(
+            "the replica of shard {id} of keyspace {} on {} differs from the majority: it serves nothing and is being replaced",
+            crate::values::show(listing.keyspace.as_bytes()),
+            picture.name(status.node_id)
+        );
+        finding(Severity::Warning, "replica-wrong", format!("shard {id}"), what)
+            .help("watch it being replaced", "kvctl action list --running")
+            .help("if it happens again on that node, its disk or memory is bad", {
+                format!("kvctl node drain {}", status.node_id)
+            })
+    });
+    told.collect()
 }
 
 /// Replicas on living nodes that are far behind, or behind and standing still.

@@ -381,6 +381,9 @@ admin! {
     transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse = |_fake, _input| {
         Ok(admin::TransferLeaderResponse { leader_node_id: 1 })
     };
+    check_shard(CheckShardRequest) -> CheckShardResponse = |_fake, _input| {
+        Ok(admin::CheckShardResponse { index: 9, equal_replica_ids: vec![1, 2, 3], ..Default::default() })
+    };
     list_actions(ListActionsRequest) -> ListActionsResponse = |fake, _input| {
         let mut state = fake.state.lock().unwrap();
         let actions = Some(state.action.clone()).filter(|action| action.action_id > 0).into_iter().collect();

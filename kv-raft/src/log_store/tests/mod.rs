@@ -32,6 +32,7 @@ pub(crate) struct Fault {
     held: Mutex<Option<usize>>,
     released: Condvar,
     fails: AtomicBool,
+    panics: AtomicBool,
     writes: AtomicUsize,
 }
 
@@ -45,6 +46,15 @@ impl Fault {
     /// The next write fails as a disk would, and only that one.
     pub(crate) fn fail_next(&self) {
         self.fails.store(true, Ordering::Release);
+    }
+
+    /// The next append panics, in whichever task makes it: that of consensus.
+    pub(crate) fn panic_next_append(&self) {
+        self.panics.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn before_append(&self) {
+        assert!(!self.panics.swap(false, Ordering::AcqRel), "injected: consensus panics");
     }
 
     /// Writes that were begun.

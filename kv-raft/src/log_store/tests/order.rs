@@ -22,6 +22,23 @@ async fn entries_are_readable_at_once_but_acknowledged_only_after_their_write() 
     wait.wait_durable(2).await.unwrap();
 }
 
+/// What a crash of the process alone cannot tell: it leaves what was written and not synced to the kernel.
+#[tokio::test]
+async fn every_write_is_synced_before_it_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut log = store(&engine, 1);
+    let syncs = || engine.shared().statistics.get_ticker_count(rocksdb::statistics::Ticker::WalFileSynced);
+    for index in 0..10 {
+        let before = syncs();
+        append(&mut log, entries(1, index..index + 1)).await;
+        assert!(syncs() > before, "entry {index} was acknowledged without a sync");
+    }
+    let before = syncs();
+    log.save_vote(&vote(2)).await.unwrap();
+    assert!(syncs() > before, "a vote was acknowledged without a sync");
+}
+
 #[tokio::test]
 async fn appends_of_all_shards_that_wait_together_share_one_write() {
     let dir = tempfile::tempdir().unwrap();

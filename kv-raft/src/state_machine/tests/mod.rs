@@ -5,6 +5,7 @@
 mod conformance;
 mod crash;
 mod engine;
+mod fire;
 mod reads;
 mod snapshots;
 
