@@ -36,6 +36,10 @@ fuzz TARGET SECONDS="60":
         CARGO_TARGET_DIR=fuzz/target cargo build --release --target x86_64-unknown-linux-gnu --manifest-path fuzz/Cargo.toml --bin {{ TARGET }}
     fuzz/target/x86_64-unknown-linux-gnu/release/{{ TARGET }} -max_total_time={{ SECONDS }} fuzz/corpus/{{ TARGET }}
 
+# Puts known bugs into a copy of the code and watches a test notice each; `just mutants NAME` for one.
+mutants *names:
+    scripts/mutants {{ names }}
+
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}

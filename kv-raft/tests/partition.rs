@@ -1,0 +1,72 @@
+//! A leader cut off from the others: what becomes of what it had taken.
+
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_proto::ids::{ClientId, NodeId, Sequence};
+use kv_raft::command::SessionTag;
+use kv_raft::replica::{ProposeError, ReadMode};
+use support::{Cluster, PATIENCE, awake, eventually, put_tagged};
+
+/// Consensus answers "not leader" also for an entry that was in the log of a leader that lost it. A client told that
+/// such a write was not applied sends it again under a new sequence, and if the entry survived after all it is applied
+/// twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_entry_was_truncated_has_an_unknown_outcome() {
+    let cluster = Cluster::start(3, awake()).await;
+    cluster.put("before", "1").await;
+    let old = cluster.leader().await;
+    let (term, last) = (old.status().term, old.status().last);
+    let alone = NodeId(old.replica().0);
+    cluster.isolate(alone);
+    let tag = SessionTag { client: ClientId(9), sequence: Sequence(1), lowest_unfinished: Sequence(1) };
+    let lost = {
+        let old = Arc::clone(&old);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let write = async move { old.propose_by(put_tagged(Some(tag), "lost", "1"), deadline).await };
+        tokio_util::task::TaskTracker::new().spawn(write)
+    };
+    eventually("the entry is in its log", || (old.status().last > last).then_some(())).await;
+    let new = eventually("the others elect", || {
+        let others = cluster.nodes.values().filter(|node| node.id != alone).map(|node| node.replica());
+        others.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
+    })
+    .await;
+    new.propose(support::put("after", "1")).await.unwrap();
+    assert!(!lost.is_finished(), "nobody can know yet");
+    cluster.heal();
+    let answer = tokio::time::timeout(PATIENCE, lost).await.unwrap().unwrap();
+    assert_eq!(answer, Err(ProposeError::OutcomeUnknown));
+    cluster.put("healed", "1").await;
+    assert_eq!(cluster.get("lost").await, None);
+    assert_eq!(cluster.get("after").await, Some(Bytes::from_static(b"1")));
+    cluster.converged().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cut_off_serves_no_read_that_misses_what_the_others_wrote() {
+    let cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let old = cluster.leader().await;
+    let (term, alone) = (old.status().term, NodeId(old.replica().0));
+    cluster.isolate(alone);
+    let new = eventually("the others elect", || {
+        let others = cluster.nodes.values().filter(|node| node.id != alone).map(|node| node.replica());
+        others.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
+    })
+    .await;
+    new.propose(support::put("a", "2")).await.unwrap();
+    for mode in [ReadMode::Linearizable, ReadMode::Lease, ReadMode::Stale { max_staleness: Some(Duration::MAX) }] {
+        let read = tokio::time::timeout(PATIENCE, old.read(mode)).await.unwrap();
+        assert!(read.is_err(), "{mode:?} by a leader that was replaced");
+    }
+    cluster.heal();
+    assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
+    cluster.stop_all().await;
+}
