@@ -43,3 +43,7 @@ mutants *names:
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}
+
+# A fresh local cluster beside etcd and the limits of the machine: `just bench --quick`.
+bench *arguments:
+    scripts/bench {{ arguments }}

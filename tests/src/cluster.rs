@@ -259,6 +259,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills the nodes and removes everything, whatever the logs say.
+    pub async fn discard(mut self) -> Result<()> {
+        self.kill_all().await?;
+        self.disks.clear();
+        self.folder = None;
+        Ok(())
+    }
+
     fn no_surprises(&self, also_expected: &[&str]) -> Result<()> {
         let mut expected = self.settings.expected.clone();
         expected.extend(also_expected.iter().map(|part| (*part).to_owned()));

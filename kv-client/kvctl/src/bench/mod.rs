@@ -1,41 +1,26 @@
 //! `bench`: how fast the cluster is under a load of one's choice, and what that costs.
 //!
-//! Not here: the comparison with other systems (scripts).
+//! Not here: how operations are drawn, sent and timed (kv-load), the comparison with other systems (`tests/bench`).
 
-mod driver;
-mod report;
-mod workload;
-mod keys;
-mod process;
+mod view;
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt as _;
-use futures::stream;
 use kv_client::{Client, Keyspace};
-use rand::SeedableRng as _;
-use rand::rngs::SmallRng;
-use tokio::task::JoinSet;
+use kv_load::{Chooser, ClusterTarget, Distribution, Mix, Plan, Report, RunError, Workload, key, load_keys};
 
 use crate::context::Context;
 use crate::exit::{Exit, Explain as _, Failure};
+use crate::human;
 use crate::progress::Progress;
 
-use self::driver::{Plan, Results, Shared};
-use self::keys::{Chooser, Distribution};
-use self::process::Usage;
-use self::report::{Cost, Report};
-use self::workload::{Mix, Workload};
+use self::view::View;
 
 /// Keys in one batch while loading: large enough to share an entry, small enough to spread over the shards.
 const LOAD_BATCH: u64 = 500;
-/// Load batches under way at once.
-const LOAD_AT_ONCE: usize = 8;
-/// How often the progress bar moves.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Keys deleted at once: enough to give every shard a full batch.
+const CLEAR_BATCH: u64 = 4000;
 
 /// The command line.
 #[derive(Clone, Debug, Args)]
@@ -101,148 +86,91 @@ impl BenchArgs {
 impl Context {
     /// `bench`.
     pub(crate) async fn bench(&self, args: &BenchArgs) -> Result<Exit, Failure> {
-        let plan = self.plan(args);
-        let clients = self.connections(args)?;
-        let first = clients.first().ok_or_else(|| Failure::usage("at least one connection"))?;
-        let keyspace = first.keyspace(&self.global.keyspace);
+        let plan = plan(args);
+        let targets = self.targets(args)?;
+        let first = targets.first().ok_or_else(|| Failure::usage("at least one connection"))?;
+        let keyspace = self.client.keyspace(&self.global.keyspace);
         keyspace.routes().await.map_err(|error| error.read("find the shards"))?;
         if plan.mix.needs_keys() && !args.no_load {
-            self.load(&plan, args.keys, &keyspace).await?;
+            self.load(&plan, first).await?;
         }
-        let shared = Shared::new(plan, args.keys);
-        let measured = self.measure(args, &clients, &shared).await;
+        let measured = self.measure(plan, &targets, &args.pids).await;
         if args.keep || args.no_load {
             self.output.note("the keys stay in the keyspace: k000... up, one for each number");
         } else {
-            self.clear(shared.keys(), as_usize(args.key_bytes), &keyspace).await?;
+            let keys = measured.as_ref().map_or(args.keys, |report| report.keys);
+            self.clear(keys, as_usize(args.key_bytes), &keyspace).await?;
         }
-        let (results, cost) = measured?;
-        let report = Report::new(args, results, cost);
-        self.output.show(report.json(), |look| report.text(look))?;
+        let report = measured?;
+        let view = View { args, report: &report };
+        self.output.show(view.json(), |look| view.text(look))?;
         Ok(Exit::Ok)
     }
 
-    fn plan(&self, args: &BenchArgs) -> Plan {
-        Plan {
-            mix: Mix::of(args.workload, args.reads),
-            chooser: Chooser::new(args.distribution(), args.keys),
-            latest: args.workload.reads_latest(),
-            clients: as_usize(args.clients),
-            key_bytes: as_usize(args.key_bytes),
-            value_bytes: as_usize(args.value_bytes),
-            batch: as_usize(args.batch),
-            page: as_usize(args.page),
-            rate: args.rate.map(f64::from),
-            warm_up: args.warm_up,
-            duration: args.duration,
-            consistency: self.consistency(),
-            seed: args.seed,
-        }
-    }
-
     /// One client library instance per connection: each keeps one stream to each node.
-    fn connections(&self, args: &BenchArgs) -> Result<Vec<Client>, Failure> {
+    fn targets(&self, args: &BenchArgs) -> Result<Vec<ClusterTarget>, Failure> {
         let connect = |_| {
-            let builder = Client::builder().endpoints(self.global.endpoints.clone());
-            builder.timeout(self.global.timeout).build_lazy().map_err(|error| error.read("connect"))
+            let builder = Client::builder().endpoints(self.global.endpoints.clone()).timeout(self.global.timeout);
+            let client = builder.build_lazy().map_err(|error| error.read("connect"))?;
+            Ok(ClusterTarget::new(client.keyspace(&self.global.keyspace), self.consistency()))
         };
         (0..args.connections).map(connect).collect()
     }
 
     /// Writes every key once.
-    async fn load(&self, plan: &Plan, keys: u64, keyspace: &Keyspace) -> Result<(), Failure> {
-        let progress = Progress::share(&self.output, keys);
-        let batches = (0..keys).step_by(as_usize_from(LOAD_BATCH)).map(|first| {
-            let mut random = SmallRng::seed_from_u64(plan.seed ^ first);
-            let numbers = first..(first + LOAD_BATCH).min(keys);
-            let batch = numbers.fold(keyspace.batch(), |batch, number| {
-                batch.put(driver::key(number, plan.key_bytes), driver::value(&mut random, plan.value_bytes))
-            });
-            async move {
-                for part in batch.spread().await? {
-                    part.result?;
-                }
-                Ok::<u64, kv_client::Error>(first)
-            }
-        });
-        let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);
-        while let Some(loaded) = batches.next().await {
-            progress.set(loaded.map_err(|error| error.write("load the keys"))?, "loading keys");
-        }
-        Ok(())
+    async fn load(&self, plan: &Plan, target: &ClusterTarget) -> Result<(), Failure> {
+        let progress = Progress::share(&self.output, plan.keys);
+        let loaded = load_keys(plan, target, LOAD_BATCH, |written| progress.set(written, "loading keys"));
+        loaded.await.map_err(|error| error.write("load the keys"))
     }
 
     /// Deletes every key a run may have written.
     async fn clear(&self, keys: u64, key_bytes: usize, keyspace: &Keyspace) -> Result<(), Failure> {
         let progress = Progress::share(&self.output, keys);
-        let batches = (0..keys).step_by(as_usize_from(LOAD_BATCH)).map(|first| {
-            let numbers = first..(first + LOAD_BATCH).min(keys);
-            let batch = numbers.fold(keyspace.batch(), |batch, number| batch.delete(driver::key(number, key_bytes)));
-            async move {
-                for part in batch.spread().await? {
-                    part.result?;
-                }
-                Ok::<u64, kv_client::Error>(first)
+        let mut first = 0;
+        while first < keys {
+            let end = (first + CLEAR_BATCH).min(keys);
+            let batch = (first..end).fold(keyspace.batch(), |batch, number| batch.delete(key(number, key_bytes)));
+            for part in batch.spread().await.map_err(|error| error.write("delete the keys"))? {
+                part.result.map_err(|error| error.write("delete the keys"))?;
             }
-        });
-        let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);
-        while let Some(cleared) = batches.next().await {
-            progress.set(cleared.map_err(|error| error.write("delete the keys"))?, "deleting keys");
+            first = end;
+            progress.set(first, "deleting keys");
         }
         Ok(())
     }
 
-    async fn measure(
-        &self,
-        args: &BenchArgs,
-        clients: &[Client],
-        shared: &Arc<Shared>,
-    ) -> Result<(Results, Cost), Failure> {
-        let mut tasks = JoinSet::new();
-        for (client, connection) in (0..as_usize(args.clients)).zip(clients.iter().cycle()) {
-            tasks.spawn(driver::run(shared.clone(), connection.keyspace(&self.global.keyspace), client));
-        }
-        tokio::time::sleep(args.warm_up).await;
-        let before = usages(&args.pids)?;
-        self.watch(shared, args.duration).await;
-        let cost = Cost::between(&before, &usages(&args.pids)?);
-        let mut results = Results::new();
-        while let Some(ended) = tasks.join_next().await {
-            let of_client = ended.map_err(|error| Failure::unavailable(format!("a client ended early: {error}")))?;
-            for (kind, stats) in of_client {
-                results.entry(kind).or_default().merge(&stats);
-            }
-        }
-        Ok((results, cost))
-    }
-
-    /// Moves the bar until the run ends.
-    async fn watch(&self, shared: &Shared, duration: Duration) {
-        let progress = Progress::share(&self.output, u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
-        let begin = tokio::time::Instant::now();
-        let mut last = shared.answered.load(Ordering::Relaxed);
-        while tokio::time::Instant::now() < shared.end() {
-            let next = tokio::time::Instant::now() + PROGRESS_INTERVAL;
-            tokio::time::sleep_until(next.min(shared.end())).await;
-            let answered = shared.answered.load(Ordering::Relaxed);
-            let rate = (answered - last) * 1000 / u64::try_from(PROGRESS_INTERVAL.as_millis()).unwrap_or(1);
-            last = answered;
-            let elapsed = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-            progress.set(elapsed, format!("{} operations/s", crate::human::grouped(rate)));
-        }
+    async fn measure(&self, plan: Plan, targets: &[ClusterTarget], pids: &[u32]) -> Result<Report, Failure> {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let progress = Progress::share(&self.output, millis(plan.duration));
+        let told = kv_load::run(plan, targets, pids, |elapsed, rate| {
+            progress.set(millis(elapsed), format!("{} operations/s", human::grouped(rate)));
+        });
+        told.await.map_err(|error| match error {
+            RunError::Process(error) => Failure::usage(error.to_string()),
+            RunError::NoTarget | RunError::Client(_) => Failure::unavailable(error.to_string()),
+        })
     }
 }
 
-/// This process first, then the nodes.
-fn usages(pids: &[u32]) -> Result<Vec<Usage>, Failure> {
-    let names = std::iter::once("self".to_owned()).chain(pids.iter().map(u32::to_string));
-    names.map(|pid| process::usage(&pid).map_err(|error| Failure::usage(format!("{error:#}")))).collect()
+fn plan(args: &BenchArgs) -> Plan {
+    Plan {
+        mix: Mix::of(args.workload, args.reads),
+        chooser: Chooser::new(args.distribution(), args.keys),
+        latest: args.workload.reads_latest(),
+        clients: as_usize(args.clients),
+        keys: args.keys,
+        key_bytes: as_usize(args.key_bytes),
+        value_bytes: as_usize(args.value_bytes),
+        batch: as_usize(args.batch),
+        page: as_usize(args.page),
+        rate: args.rate.map(f64::from),
+        warm_up: args.warm_up,
+        duration: args.duration,
+        seed: args.seed,
+    }
 }
 
 fn as_usize(number: u32) -> usize {
     usize::try_from(number).expect("a machine of at least 32 bits")
-}
-
-fn as_usize_from(number: u64) -> usize {
-    usize::try_from(number).expect("a small constant")
 }

@@ -4,25 +4,47 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+/// A process that cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It is not there, or not ours to look at.
+    #[error("cannot look at process {pid}")]
+    Unreadable {
+        /// Which.
+        pid: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel writes something else than we know.
+    #[error("/proc/{pid} is not as expected")]
+    Format {
+        /// Which.
+        pid: String,
+    },
+}
 
 /// Clock ticks a second in /proc/PID/stat: USER_HZ, 100 on every Linux architecture Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// One look at one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Usage {
+pub struct Usage {
     /// User and system time since its start.
-    pub(crate) processor: Duration,
+    pub processor: Duration,
     /// Resident memory in bytes.
-    pub(crate) resident: u64,
+    pub resident: u64,
 }
 
 /// Looks at process `pid`; `"self"` is this one.
-pub(crate) fn usage(pid: &str) -> anyhow::Result<Usage> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("no process {pid}"))?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    parse(&stat, &status).with_context(|| format!("/proc/{pid} is not as expected"))
+///
+/// # Errors
+/// If there is no such process.
+pub fn usage(pid: &str) -> Result<Usage, ProcessError> {
+    let read = |file: &str| {
+        let unreadable = |source| ProcessError::Unreadable { pid: pid.to_owned(), source };
+        std::fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(unreadable)
+    };
+    parse(&read("stat")?, &read("status")?).ok_or_else(|| ProcessError::Format { pid: pid.to_owned() })
 }
 
 fn parse(stat: &str, status: &str) -> Option<Usage> {

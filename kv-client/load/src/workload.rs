@@ -1,13 +1,13 @@
 //! What a benchmark does: the mix of operations, and which one comes next.
 //!
-//! Not here: how an operation is sent and timed (run).
+//! Not here: how an operation is sent and timed (driver).
 
 use rand::Rng;
 use rand::RngExt as _;
 
 /// One kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Read one key.
     Get,
     /// Overwrite one key.
@@ -26,7 +26,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// As the table and the JSON name it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::Put => "put",
@@ -41,7 +41,7 @@ impl Kind {
 
 /// A workload by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Workload {
+pub enum Workload {
     /// Overwrites.
     Put,
     /// Reads, in the mode --consistency names.
@@ -70,13 +70,13 @@ pub(crate) enum Workload {
 
 /// Kinds with their weights in percent; they sum to 100.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Mix {
+pub struct Mix {
     kinds: Vec<(Kind, u32)>,
 }
 
 impl Mix {
     /// `reads` (0 to 100) counts only for [`Workload::Mixed`].
-    pub(crate) fn of(workload: Workload, reads: u32) -> Self {
+    pub fn of(workload: Workload, reads: u32) -> Self {
         let kinds = match workload {
             Workload::Put => vec![(Kind::Put, 100)],
             Workload::Get | Workload::YcsbC => vec![(Kind::Get, 100)],
@@ -94,7 +94,7 @@ impl Mix {
     }
 
     /// The next operation's kind.
-    pub(crate) fn draw(&self, random: &mut impl Rng) -> Kind {
+    pub fn draw(&self, random: &mut impl Rng) -> Kind {
         let mut point = random.random_range(0..100);
         for (kind, weight) in &self.kinds {
             if point < *weight {
@@ -105,8 +105,14 @@ impl Mix {
         Kind::Get
     }
 
+    /// Whether it ever does operations of this kind.
+    #[must_use]
+    pub fn has(&self, kind: Kind) -> bool {
+        self.kinds.iter().any(|(of_mix, weight)| *of_mix == kind && *weight > 0)
+    }
+
     /// Whether it reads keys that must be there first.
-    pub(crate) fn needs_keys(&self) -> bool {
+    pub fn needs_keys(&self) -> bool {
         self.kinds.iter().any(|(kind, weight)| {
             let reads = matches!(kind, Kind::Get | Kind::CompareAndSet | Kind::ReadModifyWrite | Kind::Scan);
             reads && *weight > 0
@@ -116,12 +122,12 @@ impl Mix {
 
 impl Workload {
     /// Whether reads favour the newest keys (YCSB's "latest" distribution).
-    pub(crate) fn reads_latest(self) -> bool {
+    pub fn reads_latest(self) -> bool {
         self == Self::YcsbD
     }
 
     /// Whether the workload fixes the key distribution as zipfian.
-    pub(crate) fn is_ycsb(self) -> bool {
+    pub fn is_ycsb(self) -> bool {
         matches!(self, Self::YcsbA | Self::YcsbB | Self::YcsbC | Self::YcsbD | Self::YcsbE | Self::YcsbF)
     }
 }

@@ -10,7 +10,7 @@ const THETA: f64 = 0.99;
 
 /// How keys are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Distribution {
+pub enum Distribution {
     /// Each key as often as any other.
     Uniform,
     /// A few keys most of the time, spread over the key space by a hash.
@@ -19,7 +19,7 @@ pub(crate) enum Distribution {
 
 /// Draws key numbers below a count.
 #[derive(Clone, Debug)]
-pub(crate) enum Chooser {
+pub enum Chooser {
     /// Below the count.
     Uniform(u64),
     /// See [`Zipfian`].
@@ -28,14 +28,15 @@ pub(crate) enum Chooser {
 
 impl Chooser {
     /// `keys` is at least 1.
-    pub(crate) fn new(distribution: Distribution, keys: u64) -> Self {
+    pub fn new(distribution: Distribution, keys: u64) -> Self {
         match distribution {
             Distribution::Uniform => Self::Uniform(keys),
             Distribution::Zipfian => Self::Zipfian(Zipfian::new(keys)),
         }
     }
 
-    pub(crate) fn draw(&self, random: &mut impl Rng) -> u64 {
+    /// The next number.
+    pub fn draw(&self, random: &mut impl Rng) -> u64 {
         match self {
             Self::Uniform(keys) => random.random_range(0..*keys),
             Self::Zipfian(zipfian) => zipfian.draw(random),
@@ -46,7 +47,7 @@ impl Chooser {
 /// Gray et al., "Quickly generating billion-record synthetic databases", SIGMOD 1994, as YCSB uses it: rank 0 is the
 /// most frequent; ranks are hashed so that hot keys do not lie side by side.
 #[derive(Clone, Debug)]
-pub(crate) struct Zipfian {
+pub struct Zipfian {
     keys: u64,
     zeta: f64,
     alpha: f64,

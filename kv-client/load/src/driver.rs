@@ -1,0 +1,152 @@
+//! Sends the operations and times them.
+//!
+//! Closed loop: each client sends its next operation when the last one is answered. Open loop: operations are due at a
+//! rate, whatever the answers do, and latency counts from then, so that waiting for a slow store is not left out
+//! ("coordinated omission"). At most one operation a client is under way in either case.
+//!
+//! Not here: which operation comes next (workload), when it is due (pacer).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+use crate::keys::Chooser;
+use crate::pacer::Pacer;
+use crate::stats::Results;
+use crate::target::{Operation, Target};
+use crate::values::{Values, key};
+use crate::workload::{Kind, Mix};
+
+/// What to do, for how long.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Which operations.
+    pub mix: Mix,
+    /// On which keys.
+    pub chooser: Chooser,
+    /// Whether the chooser counts back from the newest key.
+    pub latest: bool,
+    /// Operations under way at once.
+    pub clients: usize,
+    /// Keys there are at the beginning; inserts add to them.
+    pub keys: u64,
+    /// Bytes of a key.
+    pub key_bytes: usize,
+    /// Bytes of a value.
+    pub value_bytes: usize,
+    /// Puts in a batch.
+    pub batch: usize,
+    /// Keys of a scan.
+    pub page: usize,
+    /// Operations a second over all clients; None is a closed loop.
+    pub rate: Option<f64>,
+    /// How long to run before measuring.
+    pub warm_up: Duration,
+    /// How long to measure.
+    pub duration: Duration,
+    /// Of keys and values.
+    pub seed: u64,
+}
+
+/// What the clients share while they run.
+pub(crate) struct Shared {
+    plan: Plan,
+    values: Values,
+    start: Instant,
+    pacer: Option<Arc<Pacer>>,
+    /// Operations answered so far, for the progress bar.
+    pub(crate) answered: AtomicU64,
+    keys: AtomicU64,
+}
+
+impl Shared {
+    /// The run begins now.
+    pub(crate) fn start(plan: Plan) -> Arc<Self> {
+        let values = Values::new(plan.value_bytes, plan.seed);
+        let start = Instant::now();
+        let end = start + plan.warm_up + plan.duration;
+        let pacer = plan.rate.map(|rate| Pacer::start(rate, start, end));
+        let keys = AtomicU64::new(plan.keys);
+        Arc::new(Self { plan, values, start, pacer, answered: AtomicU64::new(0), keys })
+    }
+
+    /// When the warm-up is over.
+    pub(crate) fn measured_from(&self) -> Instant {
+        self.start + self.plan.warm_up
+    }
+
+    /// When the run ends.
+    pub(crate) fn end(&self) -> Instant {
+        self.measured_from() + self.plan.duration
+    }
+
+    /// See [`Pacer::unsent`].
+    pub(crate) fn unsent(&self) -> u64 {
+        self.pacer.as_ref().map_or(0, |pacer| pacer.unsent())
+    }
+
+    /// Keys there are or may be.
+    pub(crate) fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed)
+    }
+
+    /// When the next operation is due; None at the end.
+    async fn due(&self) -> Option<Instant> {
+        match &self.pacer {
+            Some(pacer) => pacer.next().await,
+            None => Some(Instant::now()).filter(|now| *now < self.end()),
+        }
+    }
+
+    fn operation(&self, kind: Kind, random: &mut SmallRng) -> Operation {
+        let plan = &self.plan;
+        match kind {
+            Kind::Get => Operation::Get(self.choose(random)),
+            Kind::Put => Operation::Put(self.choose(random), self.values.draw(random)),
+            Kind::Insert => {
+                let number = self.keys.fetch_add(1, Ordering::Relaxed);
+                Operation::Put(key(number, plan.key_bytes), self.values.draw(random))
+            }
+            Kind::ReadModifyWrite => Operation::ReadModifyWrite(self.choose(random), self.values.draw(random)),
+            Kind::CompareAndSet => Operation::CompareAndSet(self.choose(random), self.values.draw(random)),
+            Kind::Scan => Operation::Scan(self.choose(random), plan.page),
+            Kind::Batch => {
+                let entry = |_| (self.choose(random), self.values.draw(random));
+                Operation::Batch((0..plan.batch).map(entry).collect())
+            }
+        }
+    }
+
+    fn choose(&self, random: &mut SmallRng) -> Bytes {
+        let drawn = self.plan.chooser.draw(random);
+        let number = if self.plan.latest {
+            self.keys.load(Ordering::Relaxed).saturating_sub(1).saturating_sub(drawn)
+        } else {
+            drawn
+        };
+        key(number, self.plan.key_bytes)
+    }
+}
+
+/// Runs client number `client` until the run ends.
+pub(crate) async fn client(shared: Arc<Shared>, target: impl Target, client: usize) -> Results {
+    let plan = &shared.plan;
+    let mut random = SmallRng::seed_from_u64(plan.seed.wrapping_add(u64::try_from(client).unwrap_or(0)));
+    let mut results = Results::new();
+    while let Some(due) = shared.due().await {
+        let kind = plan.mix.draw(&mut random);
+        let operation = shared.operation(kind, &mut random);
+        let answer = target.operate(operation).await.map_err(|error| error.to_string());
+        let now = Instant::now();
+        shared.answered.fetch_add(1, Ordering::Relaxed);
+        if due >= shared.measured_from() {
+            results.entry(kind).or_default().record(answer, now - due, now <= shared.end());
+        }
+    }
+    results
+}

@@ -1,0 +1,211 @@
+//! The command line, and what is measured in which order.
+//!
+//! Not here: how each part is measured.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kv_tests::cluster::Cluster;
+use kv_tests::settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::etcd::{Etcd, Spread};
+use crate::failover;
+use crate::footprint;
+use crate::goals::goals;
+use crate::large;
+use crate::limits;
+use crate::machine::Machine;
+use crate::page;
+use crate::record::Record;
+use crate::shapes::{SHAPES, Shape};
+use crate::table;
+use crate::versus::{Rounds, Systems};
+
+/// What can be selected beside the shapes, and what it is.
+const PARTS: [(&str, &str); 5] = [
+    (LIMITS, "what the machine could do at most"),
+    (FAILOVER, "the leader is killed under load, 20 times"),
+    (IDLE, "1,000 idle shards on each of three nodes"),
+    (MEMORY, "nodes without data, then with a million keys"),
+    (LARGE, "10 GiB of data; only with --all or by name: it takes long and 50 GiB of disk"),
+];
+const LIMITS: &str = "limits";
+const FAILOVER: &str = "failover";
+const IDLE: &str = "idle";
+const MEMORY: &str = "memory";
+const LARGE: &str = "large";
+
+/// What to measure.
+#[derive(Debug, clap::Parser)]
+#[command(name = "kv-bench", about = "Measures a fresh local cluster beside etcd and the limits of the machine")]
+pub(crate) struct Arguments {
+    /// Two to three minutes: fewer shapes, shorter rounds
+    #[arg(long)]
+    quick: bool,
+    /// Everything, also what takes long
+    #[arg(long, conflicts_with = "quick")]
+    all: bool,
+    /// Only these parts, by commas; --list names them
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Names the parts
+    #[arg(long)]
+    list: bool,
+    /// Rounds of each shape on each system
+    #[arg(long)]
+    rounds: Option<u64>,
+    /// Seconds of a round
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// The etcd to compare with; "none" leaves it out
+    #[arg(long, default_value = "etcd")]
+    etcd: String,
+    /// Where etcd's client sends puts and linearizable gets
+    #[arg(long, default_value = "members")]
+    etcd_connections: Spread,
+    /// A line of every node's configuration file, as in 'data_cache = "64MiB"'
+    #[arg(long = "set")]
+    lines: Vec<String>,
+    /// Kills of the failover part
+    #[arg(long, default_value_t = failover::KILLS)]
+    kills: usize,
+    /// GiB of the large part
+    #[arg(long, default_value_t = 10)]
+    gib: u64,
+    /// The folder of documents whose page, plot and kept figures are replaced; parts that are not measured stay as they are
+    #[arg(long)]
+    publish: Option<PathBuf>,
+    /// Measures nothing: writes the page and the plot again from the kept figures
+    #[arg(long, requires = "publish")]
+    render: bool,
+    /// Sends back what it gets (for the limits)
+    #[arg(long, hide = true)]
+    echo_server: Option<String>,
+}
+
+/// Runs the command line; a signal ends it and all it started.
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    if let Some(address) = &arguments.echo_server {
+        return limits::echo::serve(address).await;
+    }
+    if arguments.list {
+        list();
+        return Ok(());
+    }
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        done = measure(&arguments) => done,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    }
+}
+
+fn list() {
+    for (name, title) in parts() {
+        println!("{name:<10} {title}");
+    }
+}
+
+/// Everything that can be selected, with what it is.
+fn parts() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SHAPES.into_iter().map(|shape| (shape.name, shape.title)).chain(PARTS)
+}
+
+async fn measure(arguments: &Arguments) -> Result<()> {
+    let known: Vec<&str> = parts().map(|(name, _)| name).collect();
+    for name in &arguments.only {
+        ensure!(known.contains(&name.as_str()), "no part {name:?}; there are {}", known.join(", "));
+    }
+    let mut record = Record { machine: Machine::look(), ..Record::default() };
+    if !arguments.render {
+        versus(arguments, &mut record).await?;
+        alone(arguments, &mut record).await?;
+        println!("\n{}", table::text(&goals(&record)));
+    }
+    arguments.publish.as_ref().map_or(Ok(()), |docs| publish(arguments, record, docs))
+}
+
+fn publish(arguments: &Arguments, measured: Record, docs: &Path) -> Result<()> {
+    let file = docs.join("bench/latest.json");
+    let mut kept = Record::load(&file)?;
+    if !arguments.render {
+        kept.update(measured);
+        kept.save(&file)?;
+    }
+    page::publish(&kept, docs)
+}
+
+/// The parts that need a cluster of their own.
+async fn alone(arguments: &Arguments, record: &mut Record) -> Result<()> {
+    let lines = &arguments.lines;
+    if arguments.takes(FAILOVER, false) {
+        eprintln!("{FAILOVER}");
+        record.failover = failover::measure(lines, arguments.kills).await?;
+    }
+    if arguments.takes(IDLE, false) {
+        eprintln!("{IDLE}");
+        record.idle = Some(footprint::idle(lines).await?);
+    }
+    if arguments.takes(MEMORY, false) {
+        eprintln!("{MEMORY}");
+        record.memory = Some(footprint::memory(lines).await?);
+    }
+    if arguments.all || arguments.only.iter().any(|name| name == LARGE) {
+        eprintln!("{LARGE}");
+        record.large = Some(large::measure(lines, arguments.gib).await?);
+    }
+    Ok(())
+}
+
+/// Shapes and limits, interleaved.
+async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
+    let shapes: Vec<Shape> = SHAPES.into_iter().filter(|shape| arguments.takes(shape.name, shape.quick)).collect();
+    let limits = arguments.takes(LIMITS, true);
+    let rounds = arguments.rounds();
+    let systems = if shapes.is_empty() { None } else { Some(arguments.start().await?) };
+    if let Some(Systems { etcd: Some((etcd, _)), .. }) = &systems {
+        record.machine.etcd = etcd.version().await?;
+    }
+    if let (Some(systems), Some(shape)) = (&systems, shapes.first()) {
+        systems.load(&shape.plan(rounds.warm_up, rounds.duration, 0)).await.context("loading the keys")?;
+    }
+    for round in 0..rounds.count {
+        eprintln!("round {} of {}", round + 1, rounds.count);
+        if limits {
+            limits::round(rounds.duration / 2, record).await?;
+        }
+        for shape in &shapes {
+            if let Some(systems) = &systems {
+                systems.round(shape, rounds, round, record).await?;
+            }
+        }
+    }
+    match systems {
+        Some(systems) => systems.kv.discard().await,
+        None => Ok(()),
+    }
+}
+
+impl Arguments {
+    fn takes(&self, part: &str, quick: bool) -> bool {
+        if self.only.is_empty() { quick || !self.quick } else { self.only.iter().any(|name| name == part) }
+    }
+
+    fn rounds(&self) -> Rounds {
+        let (count, seconds) = if self.quick { (3, 2.0) } else { (5, 4.0) };
+        let duration = Duration::from_secs_f64(self.seconds.unwrap_or(seconds));
+        Rounds { count: self.rounds.unwrap_or(count), warm_up: duration / 4, duration }
+    }
+
+    async fn start(&self) -> Result<Systems> {
+        let settings = Settings { lines: self.lines.clone(), ..Settings::default().shards(0) };
+        let kv = Cluster::start(settings).await?;
+        let etcd = match self.etcd.as_str() {
+            "none" => None,
+            binary => Some((Etcd::start(Path::new(binary)).await?, self.etcd_connections)),
+        };
+        Ok(Systems { kv, etcd })
+    }
+}
