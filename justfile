@@ -40,6 +40,10 @@ fuzz TARGET SECONDS="60":
 mutants *names:
     scripts/mutants {{ names }}
 
+# One seed of the deterministic simulation, or `just sim fresh`: see docs/simulation.md.
+sim *arguments:
+    scripts/sim {{ arguments }}
+
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}

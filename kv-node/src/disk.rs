@@ -45,7 +45,7 @@ pub async fn watch(config: Arc<Config>, admission: Arc<Admission>, readiness: Ar
     let mut low = false;
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let folder = config.data_dir.clone();
-        let asked = tokio::task::spawn_blocking(move || space(&folder)).await;
+        let asked = kv_raft::blocking::spawn_blocking(move || space(&folder)).await;
         let free = match asked {
             Ok(Ok(space)) => space.free,
             Ok(Err(error)) => {

@@ -4,6 +4,7 @@
 //!
 //! Not here: consensus and storage of one replica (kv-raft), how a client routes and retries (kv-client).
 
+#[cfg(not(kv_sim))]
 pub mod run;
 
 pub mod http;
@@ -55,3 +56,5 @@ pub mod identity;
 pub mod telemetry;
 
 pub mod config;
+
+mod net;

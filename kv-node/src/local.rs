@@ -286,7 +286,7 @@ impl Call<'_> {
 
     /// Work that may wait for the disk, off the async threads; given up at the deadline.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
-        match timeout_at(self.deadline, tokio::task::spawn_blocking(work)).await {
+        match timeout_at(self.deadline, kv_raft::blocking::spawn_blocking(work)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(_)) => Err(internal("a read was cancelled", Outcome::NotApplied)),
             Err(_) => Err(errors::deadline("read", Outcome::NotApplied)),

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use kv_proto::limits::MESSAGE_BYTES_MAX;
 use kv_proto::pb::v1::kv_service_server::KvServiceServer;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -24,6 +23,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::config::Config;
 use crate::metrics::EdgeMetrics;
+use crate::net::TcpListener;
 use crate::serve::Server;
 use crate::services::kv::KvApi;
 

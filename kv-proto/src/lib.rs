@@ -14,6 +14,9 @@ pub mod limits;
 pub mod timestamp;
 pub mod ids;
 
+#[cfg(kv_sim)]
+pub mod simulated;
+
 /// Generated from `proto/`; the comments there are the reference.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub mod pb {

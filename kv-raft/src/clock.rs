@@ -39,6 +39,9 @@ impl Default for SystemClock {
 impl TimeSource for SystemClock {
     fn wall_millis(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        #[cfg(kv_sim)]
+        return millis(since).saturating_add_signed(crate::simulated::clock_offset_ms());
+        #[cfg(not(kv_sim))]
         millis(since)
     }
 

@@ -9,6 +9,9 @@ pub mod state_machine;
 pub mod data_engine;
 pub mod log_store;
 pub mod codec;
+pub mod blocking;
+#[cfg(kv_sim)]
+pub mod simulated;
 pub mod clock;
 pub mod metrics;
 pub mod timing;

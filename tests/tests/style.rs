@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use kv_tests::files::files_below;
 
 /// The folders with code of ours.
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 10] = [
     "kv-proto",
     "kv-raft",
     "kv-node",
@@ -19,6 +19,7 @@ const CRATES: [&str; 9] = [
     "tests",
     "tests/bench",
     "tests/checkers",
+    "tests/sim",
 ];
 
 /// Lines of code in one file, without comments, blank lines and tests: around 400. More is a second noun in the file.

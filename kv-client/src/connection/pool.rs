@@ -299,7 +299,11 @@ async fn open(address: &Arc<str>, options: &ConnectionOptions) -> Result<(Link, 
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(false);
-    let channel = endpoint.connect().await.map_err(|error| causes(&error))?;
+    #[cfg(not(kv_sim))]
+    let connected = endpoint.connect().await;
+    #[cfg(kv_sim)]
+    let connected = kv_proto::simulated::connect(&endpoint).await;
+    let channel = connected.map_err(|error| causes(&error))?;
     Link::open(address.clone(), channel).await.map_err(|status| describe(&status))
 }
 

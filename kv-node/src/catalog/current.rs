@@ -80,7 +80,7 @@ impl CurrentCatalog {
         };
         failpoint!("catalog.write");
         let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || write_atomically(&file, &bytes)).await;
+        let written = kv_raft::blocking::spawn_blocking(move || write_atomically(&file, &bytes)).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -56,7 +56,9 @@ impl StoreError {
 /// All records as of now; only on the leader.
 pub async fn read(replica: &Replica) -> Result<Records, StoreError> {
     let view = replica.read(ReadMode::Linearizable).await.map_err(read_error)?;
-    tokio::task::spawn_blocking(move || load(&view)).await.map_err(|error| StoreError::Refused(error.to_string()))?
+    kv_raft::blocking::spawn_blocking(move || load(&view))
+        .await
+        .map_err(|error| StoreError::Refused(error.to_string()))?
 }
 
 /// All records of a view. Blocking.

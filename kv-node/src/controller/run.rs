@@ -140,7 +140,7 @@ impl Controller {
     /// What is applied here, without asking anyone: changes are conditional, so an old state does no harm.
     async fn local_records(&self) -> Option<Records> {
         let data = self.host.context().data().clone();
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = kv_raft::blocking::spawn_blocking(move || {
             let view = data.view(SYSTEM_SHARD).map_err(|error| StoreError::Refused(error.to_string()))?;
             store::load(&view)
         });

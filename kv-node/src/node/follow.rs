@@ -85,7 +85,7 @@ async fn read_local(shared: &Arc<NodeShared>, applied: &mut Option<u64>) {
     if now == *applied && shared.view.load().version() > 0 {
         return;
     }
-    let loaded = tokio::task::spawn_blocking(move || store::load(&view)).await;
+    let loaded = kv_raft::blocking::spawn_blocking(move || store::load(&view)).await;
     match loaded {
         // Before the bootstrap, and in a learner that has nothing yet, there is no record of the cluster.
         Ok(Ok(records)) if records.cluster.is_none() => {}

@@ -319,7 +319,7 @@ pub async fn open_engines(
         write_buffer_bytes: bytes(shares.data_write_buffer),
         ..DataOptions::default()
     };
-    let opened = tokio::task::spawn_blocking(move || -> Result<Engines, StartError> {
+    let opened = kv_raft::blocking::spawn_blocking(move || -> Result<Engines, StartError> {
         let log = LogEngine::open(&log_dir, log_options)?;
         let data = DataEngine::open(&data_dir, data_options)?;
         Ok(Engines { log, data })

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +21,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::config::Config;
 use crate::metrics::EdgeMetrics;
+use crate::net::{TcpListener, TcpStream};
 
 /// Connections that began to speak and wait for the server to take them.
 const BEGUN: usize = 64;
@@ -68,7 +68,7 @@ pub(super) fn incoming(
                 continue;
             };
             metrics.connections.inc();
-            let connection = Connection { stream, open: metrics.connections.clone(), _place: place };
+            let mut connection = Connection { stream, open: metrics.connections.clone(), _place: place };
             let (begun, stop, metrics) = (begun.clone(), stop.clone(), Arc::clone(&metrics));
             owner.spawn(stop.run_until_cancelled_owned(async move {
                 match tokio::time::timeout(handshake_timeout, connection.begins()).await {
@@ -84,7 +84,7 @@ pub(super) fn incoming(
 
 impl Connection {
     /// Whether the client says something before it hangs up.
-    async fn begins(&self) -> bool {
+    async fn begins(&mut self) -> bool {
         // Small answers must not wait for more to send; without it they are only slower.
         let _ = self.stream.set_nodelay(true);
         self.stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
@@ -95,7 +95,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        TcpConnectInfo { local_addr: self.stream.local_addr().ok(), remote_addr: self.stream.peer_addr().ok() }
     }
 }
 

@@ -235,7 +235,7 @@ impl AdminService for AdminApi {
         request: Request<GetNodeStatusRequest>,
     ) -> Result<Response<GetNodeStatusResponse>, Status> {
         let (shared, brief) = (Arc::clone(&self.shared), request.get_ref().brief);
-        let status = tokio::task::spawn_blocking(move || node_status(&shared, brief)).await;
+        let status = kv_raft::blocking::spawn_blocking(move || node_status(&shared, brief)).await;
         let status = Some(status.map_err(|error| lost(&error))?);
         Ok(Response::new(GetNodeStatusResponse { cluster_id: self.shared.cluster_id().to_owned(), status }))
     }

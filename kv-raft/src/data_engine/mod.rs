@@ -187,7 +187,7 @@ impl DataEngine {
     /// Makes everything applied so far durable and tells up to where that is, for each shard that applied anything.
     pub async fn flush(&self) -> Result<BTreeMap<ShardId, LogId>, DataError> {
         let engine = self.clone();
-        let flushed = tokio::task::spawn_blocking(move || engine.flush_now()).await;
+        let flushed = crate::blocking::spawn_blocking(move || engine.flush_now()).await;
         flushed.unwrap_or_else(|stopped| Err(DataError::Failed(stopped.to_string())))
     }
 
@@ -277,7 +277,8 @@ impl DataEngine {
             tracing::error!(%error, "the last flush failed: what it lacks is applied again from the log");
         }
         let engine = self.clone();
-        let stopped = tokio::task::spawn_blocking(move || engine.0.store.db().cancel_all_background_work(true)).await;
+        let stopped =
+            crate::blocking::spawn_blocking(move || engine.0.store.db().cancel_all_background_work(true)).await;
         if let Err(error) = stopped {
             tracing::warn!(%error, "background work did not stop");
         }

@@ -9,7 +9,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kv_proto::ids::{ReplicaId, ShardId};
@@ -24,7 +23,7 @@ use super::queue::{Action, Change, Done, Queue, Space};
 use super::shard::{ShardLog, State};
 use super::store::LogStore;
 use super::verify;
-use super::writer::Writer;
+use super::writer::{Running, Writer};
 use crate::failpoint;
 use crate::metrics::{RaftMetrics, Stage};
 
@@ -44,7 +43,7 @@ pub struct LogEngine(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<Running>>,
 }
 
 /// What the handles and the writer share.
@@ -174,9 +173,10 @@ impl LogEngine {
             statistics: opened.statistics,
         });
         let writer = Writer::new(Arc::clone(&shared), database, opened.acknowledged);
-        let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run());
-        let thread = thread.map_err(OpenError::io(dir))?;
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), shared, writer: Mutex::new(Some(thread)) })))
+        let writer = writer.start().map_err(OpenError::io(dir))?;
+        #[cfg(kv_sim)]
+        shared.shards.lock().values().for_each(|shard| shard.tell());
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), shared, writer: Mutex::new(Some(writer)) })))
     }
 
     /// The log of a replica: the one on disk if it is this replica's, else an empty one. Refused while the log of
@@ -285,9 +285,11 @@ impl LogEngine {
     /// Writes what waits and closes the database; later calls are refused. Idempotent.
     pub async fn close(&self) {
         failpoint!("log.close");
+        #[cfg(kv_sim)]
+        self.0.write_out().await;
         let inner = Arc::clone(&self.0);
         // The thread only ends after its last write; a panic in it has poisoned the engine already.
-        let _ = tokio::task::spawn_blocking(move || inner.shut()).await;
+        let _ = crate::blocking::spawn_blocking(move || inner.shut()).await;
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -301,10 +303,20 @@ impl LogEngine {
 }
 
 impl Inner {
+    /// Waits for the writer, which ends by itself here.
+    #[cfg(kv_sim)]
+    async fn write_out(&self) {
+        self.shared.queue.close();
+        let writer = self.writer.lock().take();
+        if let Some(Running(task)) = writer {
+            let _ = task.await;
+        }
+    }
+
     fn shut(&self) {
         self.shared.queue.close();
         if let Some(writer) = self.writer.lock().take() {
-            let _ = writer.join();
+            writer.wait();
         }
         *self.shared.database.write() = None;
         self.shared.shards.lock().values().for_each(|shard| shard.wake());

@@ -14,7 +14,11 @@ use std::time::{Duration, Instant};
 
 use kv_proto::ids::ReplicaId;
 use openraft::storage::IOFlushed;
-use parking_lot::{Condvar, Mutex};
+#[cfg(not(kv_sim))]
+use parking_lot::Condvar as Wake;
+use parking_lot::Mutex;
+#[cfg(kv_sim)]
+use tokio::sync::Notify as Wake;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::error::LogError;
@@ -91,10 +95,27 @@ impl Action {
     }
 }
 
+#[cfg(kv_sim)]
+impl Change {
+    /// Tells the simulation that it is durable.
+    pub(super) fn tell(&self) {
+        use crate::simulated::{Event, Write, saw};
+        let write = match &self.action {
+            Action::Append { entries, .. } => Write::Entries(entries),
+            Action::Truncate { start, .. } => Write::Truncated(*start),
+            Action::Purge { upto, .. } => Write::Purged(upto),
+            Action::SaveVote { vote, .. } => Write::Vote(vote),
+            Action::Destroy { .. } => Write::Destroyed,
+            Action::SaveCommitted(_) | Action::SaveOwner(_) | Action::Barrier { .. } => return,
+        };
+        saw(self.shard.shard, Event::Written { replica: self.shard.lock().owner, write });
+    }
+}
+
 /// See the module.
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
-    wake: Condvar,
+    wake: Wake,
     space: Semaphore,
 }
 
@@ -136,7 +157,7 @@ pub(super) enum Gathered {
 
 impl Queue {
     pub(super) fn new() -> Self {
-        Self { waiting: Mutex::default(), wake: Condvar::new(), space: Semaphore::new(QUEUE_KIB_MAX) }
+        Self { waiting: Mutex::default(), wake: Wake::new(), space: Semaphore::new(QUEUE_KIB_MAX) }
     }
 
     /// Waits for space.
@@ -162,23 +183,25 @@ impl Queue {
     }
 
     /// Waits for changes and takes them, in order, up to the bound of a batch.
+    #[cfg(not(kv_sim))]
     pub(super) fn gather(&self) -> Gathered {
         let mut waiting = self.waiting.lock();
         if !waiting.is_due() {
             self.wake.wait_while_for(&mut waiting, |waiting| !waiting.is_due(), TICK);
         }
-        if waiting.changes.is_empty() {
-            return if waiting.closed { Gathered::Closed } else { Gathered::Idle };
-        }
-        let mut kib = 0;
-        let mut batch = Vec::with_capacity(waiting.changes.len());
-        while waiting.changes.front().is_some_and(|change| kib == 0 || kib + change.kib <= BATCH_KIB_MAX) {
-            let Some(change) = waiting.changes.pop_front() else { break };
-            kib += change.kib;
-            waiting.urgent -= usize::from(change.action.is_urgent());
-            batch.push(change);
-        }
-        Gathered::Batch(batch)
+        waiting.gathered()
+    }
+
+    /// The same without a thread to wait on.
+    #[cfg(kv_sim)]
+    pub(super) async fn gather(&self) -> Gathered {
+        let due = async {
+            while !self.waiting.lock().is_due() {
+                self.wake.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(TICK, due).await;
+        self.waiting.lock().gathered()
     }
 
     /// Gives back the space of changes that are done.
@@ -190,11 +213,26 @@ impl Queue {
     pub(super) fn close(&self) {
         self.waiting.lock().closed = true;
         self.space.close();
-        self.wake.notify_all();
+        self.wake.notify_one();
     }
 }
 
 impl Waiting {
+    fn gathered(&mut self) -> Gathered {
+        if self.changes.is_empty() {
+            return if self.closed { Gathered::Closed } else { Gathered::Idle };
+        }
+        let mut kib = 0;
+        let mut batch = Vec::with_capacity(self.changes.len());
+        while self.changes.front().is_some_and(|change| kib == 0 || kib + change.kib <= BATCH_KIB_MAX) {
+            let Some(change) = self.changes.pop_front() else { break };
+            kib += change.kib;
+            self.urgent -= usize::from(change.action.is_urgent());
+            batch.push(change);
+        }
+        Gathered::Batch(batch)
+    }
+
     fn is_due(&self) -> bool {
         self.closed || self.urgent > 0 || self.changes.len() >= UNHURRIED_MAX
     }

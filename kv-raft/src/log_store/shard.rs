@@ -230,6 +230,14 @@ impl ShardLog {
         Self { shard, state: Mutex::new(state), durable_end, destroyed: AtomicBool::new(false), changed: Notify::new() }
     }
 
+    /// Tells the simulation what was found on disk.
+    #[cfg(kv_sim)]
+    pub(super) fn tell(&self) {
+        let state = self.state.lock();
+        let State { owner: replica, vote, purged, last, .. } = *state;
+        crate::simulated::saw(self.shard, crate::simulated::Event::Found { replica, vote, purged, last });
+    }
+
     /// For a change; queue its write before the guard is dropped.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()

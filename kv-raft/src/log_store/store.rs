@@ -127,6 +127,10 @@ impl LogStore {
         let shared = self.shared();
         shared.check()?;
         let space = shared.queue.reserve(0).await?;
+        #[cfg(kv_sim)]
+        committed
+            .into_iter()
+            .for_each(|id| crate::simulated::saw(self.log.shard, crate::simulated::Event::Committed(id)));
         let mut state = self.log.lock_live()?;
         state.committed = committed;
         shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), space.take()))
@@ -152,7 +156,7 @@ impl LogStore {
         let shard = self.log.shard;
         let database = self.shared().database()?;
         self.shared().metrics.disk_reads.inc();
-        let read = tokio::task::spawn_blocking(move || scan(&database, shard, (start, end), bytes)).await;
+        let read = crate::blocking::spawn_blocking(move || scan(&database, shard, (start, end), bytes)).await;
         read.unwrap_or_else(|error| Err(read_error(shard, &error)))
     }
 }

@@ -50,7 +50,42 @@ impl Drop for Unwinding<'_> {
     }
 }
 
+/// The writer at work.
+#[cfg(not(kv_sim))]
+pub(super) struct Running(std::thread::JoinHandle<()>);
+
+/// The writer at work, as a task.
+#[cfg(kv_sim)]
+pub(super) struct Running(pub(super) tokio::task::JoinHandle<()>);
+
+#[cfg(not(kv_sim))]
+impl Running {
+    /// Until it has written what waits; the queue must be closed.
+    pub(super) fn wait(self) {
+        let _ = self.0.join();
+    }
+}
+
+#[cfg(kv_sim)]
+impl Running {
+    /// A crash: what waits is not written.
+    pub(super) fn wait(self) {
+        self.0.abort();
+    }
+}
+
 impl Writer {
+    #[cfg(not(kv_sim))]
+    pub(super) fn start(self) -> io::Result<Running> {
+        std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || self.run()).map(Running)
+    }
+
+    #[cfg(kv_sim)]
+    #[expect(clippy::disallowed_methods, reason = "the engine owns it, as it owns the thread")]
+    pub(super) fn start(self) -> io::Result<Running> {
+        Ok(Running(tokio::spawn(self.run())))
+    }
+
     pub(super) fn new(shared: Arc<Shared>, database: Arc<DB>, acknowledged: Acknowledged) -> Self {
         let mut options = WriteOptions::default();
         options.set_sync(true);
@@ -58,12 +93,37 @@ impl Writer {
     }
 
     /// Until the queue is closed and empty.
+    #[cfg(not(kv_sim))]
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _unwinding = Unwinding(&shared);
         loop {
             match shared.queue.gather() {
-                Gathered::Batch(changes) => self.write_and_answer(changes),
+                Gathered::Batch(changes) => {
+                    let result = self.write_all(&changes);
+                    self.answer_all(changes, &result);
+                }
+                Gathered::Idle => self.sync_note(),
+                Gathered::Closed => break,
+            }
+        }
+        self.sync_note();
+    }
+
+    /// The same as a task, with a disk that takes its time.
+    #[cfg(kv_sim)]
+    pub(super) async fn run(mut self) {
+        use crate::simulated::{Disk, disk};
+        let shared = Arc::clone(&self.shared);
+        let _unwinding = Unwinding(&shared);
+        loop {
+            match shared.queue.gather().await {
+                Gathered::Batch(changes) => {
+                    disk(Disk::BeforeWrite).await;
+                    let result = self.write_all(&changes);
+                    disk(Disk::BeforeAnswer).await;
+                    self.answer_all(changes, &result);
+                }
                 Gathered::Idle => self.sync_note(),
                 Gathered::Closed => break,
             }
@@ -78,12 +138,15 @@ impl Writer {
         }
     }
 
-    fn write_and_answer(&mut self, changes: Vec<Change>) {
+    fn write_all(&mut self, changes: &[Change]) -> Result<(), LogError> {
         let started = Instant::now();
-        let result = match self.shared.failure() {
+        match self.shared.failure() {
             Some(failure) => Err(LogError::Poisoned(failure)),
-            None => self.write(&changes, started),
-        };
+            None => self.write(changes, started),
+        }
+    }
+
+    fn answer_all(&mut self, changes: Vec<Change>, result: &Result<(), LogError>) {
         let kib = changes.iter().map(|change| change.kib).sum();
         failpoint!("log.answer");
         for change in changes {
@@ -110,6 +173,10 @@ impl Writer {
             self.acknowledged.note(sequence).map_err(|error| format!("{}: {error}", self.acknowledged.path().display()))
         });
         self.shared.metrics.synced(started.elapsed());
+        #[cfg(kv_sim)]
+        if written.is_ok() {
+            changes.iter().for_each(Change::tell);
+        }
         written.map_err(|failure| {
             self.shared.poison(&failure);
             LogError::Poisoned(failure)

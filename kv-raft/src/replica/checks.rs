@@ -220,7 +220,7 @@ impl Replica {
             };
             let rate = self.context.timing.check_bytes_per_second;
             let mut pace = Pace { began: Instant::now(), bytes: 0, rate, stopping: self.stopping.clone() };
-            let taken = tokio::task::spawn_blocking(move || view.digest(&mut |bytes| pace.read(bytes))).await;
+            let taken = crate::blocking::spawn_blocking(move || view.digest(&mut |bytes| pace.read(bytes))).await;
             match taken.map_err(|stopped| DataError::Failed(stopped.to_string())).and_then(|digest| digest) {
                 Ok(Some(digest)) => {
                     self.context.metrics.checks.inc();

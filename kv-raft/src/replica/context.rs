@@ -88,6 +88,11 @@ impl RaftContext {
             failure: watch::Sender::new(None),
             tasks: TaskTracker::new(),
         });
+        #[cfg(kv_sim)]
+        {
+            let registry = shared.transport.registry().clone();
+            crate::simulated::began(move || registry.clear());
+        }
         shared.tasks.spawn(keeper::watch_storage(Arc::clone(&shared)));
         shared.tasks.spawn(keeper::flush(Arc::clone(&shared)));
         shared.tasks.spawn(keeper::follow_nodes(Arc::clone(&shared)));

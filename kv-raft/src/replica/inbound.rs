@@ -6,7 +6,6 @@
 //! Not here: decoding (transport, messages); what Raft answers (openraft).
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -16,6 +15,7 @@ use kv_proto::pb::raft::v1::FrameKind;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
+use tokio::time::Instant;
 
 use super::Replica;
 use crate::failpoint;

@@ -31,15 +31,16 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::blocking::spawn_blocking;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::key_range::KeyRange;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::ForwardToLeader;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -124,7 +125,7 @@ impl Replica {
         let (views, quarantined) = (machine.checks(), shared.data.holding(shard)?.watch_quarantine());
 
         // A process that just began does not know to whom its former self gave a lease; a replica created now has none.
-        let votes_from = (!created).then(|| shared.started + shared.timing.election_max);
+        let votes_from = (!created).then(|| Instant::from(shared.started) + shared.timing.election_max);
         let votes_from = votes_from.filter(|from| *from > Instant::now());
         let config = shared.raft_config(shard, votes_from.is_none()).map_err(StartError::Consensus)?;
         let network = Network::new(Arc::clone(shared.transport.inner()), ReplicaAddress { shard, replica });
@@ -284,7 +285,7 @@ impl Replica {
     }
 
     async fn stand_from(self: Arc<Self>, from: Instant) {
-        let passed = self.stopping.run_until_cancelled(tokio::time::sleep_until(from.into())).await;
+        let passed = self.stopping.run_until_cancelled(tokio::time::sleep_until(from)).await;
         if passed.is_some() {
             self.set_elections();
         }

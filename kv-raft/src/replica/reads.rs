@@ -80,6 +80,8 @@ impl Replica {
         if self.is_quarantined() {
             return Err(ReadError::NotLeader { leader: self.leader().filter(|leader| leader.replica != self.replica) });
         }
+        #[cfg(kv_sim)]
+        let floor = crate::simulated::read_begins(self.shard);
         let view = match mode {
             // A follower cannot tell how old its state is: its leader may be cut off from a majority that has another.
             ReadMode::Linearizable | ReadMode::Stale { max_staleness: Some(_) } => {
@@ -101,6 +103,11 @@ impl Replica {
                 Box::pin(self.snapshot_view(at)).await
             }
         }?;
+        #[cfg(kv_sim)]
+        if matches!(mode, ReadMode::Linearizable | ReadMode::Lease) {
+            let applied = view.applied().map_or(0, |applied| applied.index);
+            crate::simulated::saw(self.shard, crate::simulated::Event::Served { floor, applied });
+        }
         self.context.metrics.observe(Stage::Read, begun);
         Ok(view)
     }

@@ -90,6 +90,11 @@ impl DataEngine {
         metrics: Arc<RaftMetrics>,
     ) -> Result<StateMachine, DataError> {
         let core = Core::load(self.clone(), self.holding(shard)?)?;
+        #[cfg(kv_sim)]
+        {
+            let (replica, applied) = (core.holding().replica, core.holding().progress().applied);
+            crate::simulated::saw(shard, crate::simulated::Event::Loaded { replica, applied });
+        }
         Ok(StateMachine { shard, core: Arc::new(Mutex::new(core)), log, metrics, checks: None })
     }
 
@@ -130,6 +135,10 @@ impl StateMachine {
         failpoint!("apply.write");
         let replies = self.decide_and_write(&entries, bytes)?;
         failpoint!("apply.reply");
+        #[cfg(kv_sim)]
+        for ((entry, _), replies) in entries.iter().zip(&replies) {
+            crate::simulated::saw(self.shard, crate::simulated::Event::Applied { entry, replies });
+        }
         for ((_, responder), replies) in entries.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(replies);
@@ -155,7 +164,7 @@ impl StateMachine {
         run: impl FnOnce(&mut Core) -> Result<T, DataError> + Send + 'static,
     ) -> io::Result<T> {
         let core = Arc::clone(&self.core);
-        let done = tokio::task::spawn_blocking(move || run(&mut core.lock())).await;
+        let done = crate::blocking::spawn_blocking(move || run(&mut core.lock())).await;
         done.map_err(io::Error::other)?.map_err(io::Error::from)
     }
 }
@@ -224,6 +233,8 @@ impl RaftStateMachine<ShardRaft> for StateMachine {
         };
         let expected = meta.clone();
         self.blocking(move |core| core.install(&expected, received)).await?;
+        #[cfg(kv_sim)]
+        crate::simulated::saw(self.shard, crate::simulated::Event::Installed(meta));
         tracing::info!(shard = %self.shard, %meta, "installed a snapshot");
         Ok(())
     }

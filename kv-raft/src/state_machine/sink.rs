@@ -6,7 +6,7 @@
 //! Not here: installing (snapshot); making the files (source).
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ impl SnapshotSink {
         run: impl FnOnce(&mut State) -> Result<T, DataError> + Send + 'static,
     ) -> Result<T, DataError> {
         let state = Arc::clone(&self.state);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = crate::blocking::spawn_blocking(move || {
             let result = run(&mut state.lock());
             // Given back before the caller goes on.
             drop(state);
@@ -181,7 +181,10 @@ pub(super) async fn copy(view: SnapshotView, mut sink: SnapshotSink) -> Result<R
     let mut files = 0;
     while let Some(made) = source.next_file().await? {
         sink.begin_file(made.file, made.table, made.bytes, made.checksum).await?;
-        let whole = tokio::fs::read(&made.path).await.map_err(|error| at(&made.path, &error))?;
+        let path = made.path.clone();
+        let whole = crate::blocking::spawn_blocking(move || std::fs::read(path)).await;
+        let whole = whole.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
+        let whole = whole.map_err(|error| at(&made.path, &error))?;
         let mut offset = 0;
         for chunk in whole.chunks(COPY_BYTES) {
             let data = Bytes::copy_from_slice(chunk);

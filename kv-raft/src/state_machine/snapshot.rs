@@ -94,7 +94,7 @@ impl RaftSnapshotBuilder<ShardRaft> for SnapshotBuilder {
             return Ok(ShardSnapshot { meta: meta_of(&self.holding.durable()), snapshot: SnapshotData::Durable });
         }
         let (engine, holding) = (self.engine.clone(), Arc::clone(&self.holding));
-        let view = tokio::task::spawn_blocking(move || SnapshotView::take(&engine, &holding)).await;
+        let view = crate::blocking::spawn_blocking(move || SnapshotView::take(&engine, &holding)).await;
         Ok(view.map_err(io::Error::other)??.into())
     }
 }

@@ -99,7 +99,7 @@ impl SnapshotSource {
     /// The next file; None after the last. Works on a blocking thread.
     pub async fn next_file(&mut self) -> Result<Option<SnapshotFile>, DataError> {
         let cursor = Arc::clone(&self.0);
-        let made = tokio::task::spawn_blocking(move || cursor.lock().next_file()).await;
+        let made = crate::blocking::spawn_blocking(move || cursor.lock().next_file()).await;
         made.unwrap_or_else(|stopped| Err(DataError::Failed(stopped.to_string())))
     }
 }

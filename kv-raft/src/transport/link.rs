@@ -251,7 +251,7 @@ pub(super) async fn connect(inner: &Inner, node: NodeId) -> Result<TransportServ
     failpoint!("transport.connect", "a failpoint".to_owned());
     let address = inner.directory.address(node).ok_or_else(|| format!("the address of node {node} is not known"))?;
     let timing = &inner.config.timing;
-    let channel = Endpoint::from_shared(format!("http://{address}"))
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| format!("address {address:?}: {e}"))?
         .tcp_nodelay(true)
         .connect_timeout(timing.election_max)
@@ -259,10 +259,12 @@ pub(super) async fn connect(inner: &Inner, node: NodeId) -> Result<TransportServ
         .keep_alive_timeout(timing.election_max * 2)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
-        .connect()
-        .await
-        .map_err(|e| format!("{address}: {}", chain(&e)))?;
+        .initial_connection_window_size(2 * STREAM_WINDOW_BYTES);
+    #[cfg(not(kv_sim))]
+    let connected = endpoint.connect().await;
+    #[cfg(kv_sim)]
+    let connected = kv_proto::simulated::connect(&endpoint).await;
+    let channel = connected.map_err(|e| format!("{address}: {}", chain(&e)))?;
     Ok(TransportServiceClient::new(channel)
         .max_decoding_message_size(TRANSPORT_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(TRANSPORT_MESSAGE_BYTES_MAX))

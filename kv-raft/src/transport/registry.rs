@@ -88,6 +88,13 @@ impl Registry {
         }
     }
 
+    /// The process has ended.
+    #[cfg(kv_sim)]
+    pub(crate) fn clear(&self) {
+        let held = std::mem::take(&mut *self.held.write());
+        drop(held);
+    }
+
     /// The replica a message is for, or why there is none.
     pub(crate) fn find(&self, shard: ShardId, replica: ReplicaId) -> Result<Arc<dyn Inbound>, String> {
         match self.held.read().get(&shard) {

@@ -10,6 +10,8 @@
 //!
 //! Not here: how files are built and taken in (state_machine); when a snapshot is needed (openraft).
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,15 +26,14 @@ use kv_proto::pb::raft::v1::{
     SnapshotProgress, SnapshotReady,
 };
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::network::ReplicaAddress;
 use super::registry::Inbound;
 use super::{Inner, link, messages};
+use crate::blocking::spawn_blocking;
 use crate::codec;
 use crate::failpoint;
 use crate::state_machine::{SnapshotData, SnapshotSink, SnapshotSource};
@@ -173,15 +174,17 @@ async fn send_file(
     parts: &mpsc::Sender<SendSnapshotRequest>,
 ) -> Result<(), String> {
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
-    let mut source = tokio::fs::File::open(path).await.map_err(failed)?;
+    let opened = path.to_owned();
+    let source = spawn_blocking(move || File::open(opened)).await.map_err(|e| e.to_string())?;
+    let source = Arc::new(source.map_err(failed)?);
     let mut offset = 0;
     loop {
-        let mut data = BytesMut::with_capacity(CHUNK_BYTES);
-        while data.len() < CHUNK_BYTES && source.read_buf(&mut data).await.map_err(failed)? > 0 {}
+        let read = (Arc::clone(&source), offset);
+        let data = spawn_blocking(move || read_chunk(&read.0, read.1)).await.map_err(|e| e.to_string())?;
+        let data = data.map_err(failed)?;
         if data.is_empty() {
             return Ok(());
         }
-        let data = data.freeze();
         failpoint!("snapshot.send_chunk", "a failpoint".to_owned());
         let length = data.len();
         inner.snapshot_rate.pass(length).await;
@@ -190,6 +193,21 @@ async fn send_file(
         offset += u64::try_from(length).unwrap_or(0);
         inner.metrics.snapshot_bytes_sent.inc_by(u64::try_from(length).unwrap_or(0));
     }
+}
+
+/// What follows an offset, at most a chunk; nothing at the end. Blocking.
+fn read_chunk(source: &File, offset: u64) -> std::io::Result<Bytes> {
+    let mut data = vec![0; CHUNK_BYTES];
+    let mut filled = 0;
+    while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        let read = source.read_at(rest, offset + filled as u64)?;
+        if read == 0 {
+            break;
+        }
+        filled += read;
+    }
+    data.truncate(filled);
+    Ok(data.into())
 }
 
 async fn put(parts: &mpsc::Sender<SendSnapshotRequest>, part: Part) -> Result<(), String> {

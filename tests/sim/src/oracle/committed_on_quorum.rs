@@ -1,0 +1,88 @@
+//! An entry is committed only once a majority of its voters has it on disk, and no committed entry is ever replaced.
+//!
+//! Which voters count is the last membership in the leader's log, which need not be committed: any membership after the
+//! last committed one is taken for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kv_proto::ids::ShardId;
+use kv_raft::types::LogId;
+
+use super::Verdict;
+use super::disks::{Disk, Disks};
+
+pub(super) type Joint = Vec<BTreeSet<u64>>;
+
+/// What is known to be committed in one shard.
+#[derive(Debug, Default)]
+struct Chain {
+    committed: BTreeMap<u64, LogId>,
+    memberships: BTreeMap<u64, Vec<(LogId, Joint)>>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct CommittedOnQuorum(BTreeMap<ShardId, Chain>);
+
+impl CommittedOnQuorum {
+    /// A membership was written somewhere.
+    pub(super) fn membership(&mut self, shard: ShardId, log_id: LogId, joint: &[BTreeSet<u64>]) {
+        let known = self.0.entry(shard).or_default().memberships.entry(log_id.index).or_default();
+        if known.iter().all(|(known, _)| *known != log_id) {
+            known.push((log_id, joint.to_vec()));
+        }
+    }
+
+    /// Some replica takes an entry for committed.
+    pub(super) fn committed(&mut self, shard: ShardId, log_id: LogId, disks: &Disks) -> Verdict {
+        let chain = self.0.entry(shard).or_default();
+        match chain.committed.get(&log_id.index) {
+            Some(before) if *before == log_id => return Ok(()),
+            Some(before) => return Err(format!("both {before} and {log_id} are committed")),
+            None => {}
+        }
+        let highest = chain.committed.last_key_value().map(|(index, _)| *index);
+        chain.committed.insert(log_id.index, log_id);
+        if highest.is_some_and(|highest| highest > log_id.index) {
+            // What comes after it was on a majority, and its log holds this too.
+            return Ok(());
+        }
+        let has = |replica: &u64| disks.of(shard, *replica).any(|disk| disk.has(log_id));
+        let majority = |voters: &BTreeSet<u64>| voters.iter().filter(|id| has(id)).count() * 2 > voters.len();
+        let candidates = chain.candidates(log_id.index);
+        if candidates.is_empty() || candidates.iter().any(|joint| joint.iter().all(majority)) {
+            return Ok(());
+        }
+        Err(format!("{log_id} is committed, but no majority of {candidates:?} has it on disk"))
+    }
+
+    /// Every membership that was ever written.
+    pub(super) fn memberships(&self, shard: ShardId) -> impl Iterator<Item = &Joint> {
+        let known = self.0.get(&shard).into_iter().flat_map(|chain| chain.memberships.values());
+        known.flatten().map(|(_, joint)| joint)
+    }
+
+    /// A log is cut: nothing committed may go.
+    pub(super) fn may_truncate(&self, shard: ShardId, from: u64, disk: &Disk) -> Verdict {
+        let lost = self.after(shard, from).find(|log_id| disk.has(**log_id));
+        lost.map_or(Ok(()), |lost| Err(format!("{lost} is committed and cut off")))
+    }
+
+    /// What is known to be committed from an index on.
+    pub(super) fn after(&self, shard: ShardId, from: u64) -> impl Iterator<Item = &LogId> {
+        self.0.get(&shard).into_iter().flat_map(move |chain| chain.committed.range(from..).map(|(_, log_id)| log_id))
+    }
+}
+
+impl Chain {
+    /// The memberships an entry may have been committed under.
+    fn candidates(&self, index: u64) -> Vec<&Joint> {
+        let is_committed = |log_id: &LogId| self.committed.get(&log_id.index) == Some(log_id);
+        let committed = self.memberships.range(..=index).rev().find_map(|(at, known)| {
+            known.iter().find(|(log_id, _)| is_committed(log_id)).map(|(_, joint)| (*at, joint))
+        });
+        let from = committed.map_or(0, |(at, _)| at + 1);
+        let later = self.memberships.range(from..).flat_map(|(_, known)| known.iter().map(|(_, joint)| joint));
+        committed.map(|(_, joint)| joint).into_iter().chain(later).collect()
+    }
+}

@@ -1,0 +1,13 @@
+//! Leader Completeness: if an entry is committed in a given term, then it is in the logs of the leaders of all later terms.
+
+use kv_proto::ids::ShardId;
+
+use super::Verdict;
+use super::committed_on_quorum::CommittedOnQuorum;
+use super::disks::Disk;
+
+/// A replica became leader, which is on its disk now, as is every entry it had before.
+pub(super) fn check(shard: ShardId, disk: &Disk, commits: &CommittedOnQuorum) -> Verdict {
+    let lacks = commits.after(shard, 0).find(|log_id| !disk.has(**log_id));
+    lacks.map_or(Ok(()), |lacks| Err(format!("a new leader lacks {lacks}, which is committed")))
+}
