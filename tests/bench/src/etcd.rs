@@ -84,11 +84,12 @@ impl Etcd {
         Ok(())
     }
 
-    /// As many connections as members.
+    /// As many connections as members; the first is to the leader, so that a single client has the shortest way.
     pub(crate) async fn targets(&self, spread: Spread, serializable: bool) -> Result<Vec<EtcdTarget>> {
         let leader = self.leader().await?;
+        let others = self.addresses.iter().filter(|address| **address != leader);
         let mut targets = Vec::new();
-        for address in &self.addresses {
+        for address in std::iter::once(&leader).chain(others) {
             // A serializable read is any member's to answer, so it gains nothing from the leader.
             let to_leader = spread == Spread::Leader && !serializable;
             let channel = connect(if to_leader { &leader } else { address }).await?;

@@ -37,7 +37,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_gib: (kibibytes / f64::from(1 << 20)).round(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-            file_system: output("stat", &["--file-system", "--format=%T", &folder.to_string_lossy()]),
+            file_system: output("findmnt", &["--noheadings", "--output=FSTYPE", "--target", &folder.to_string_lossy()]),
             etcd: String::new(),
             arguments: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         }

@@ -37,7 +37,7 @@ fn replaced(text: &str, figures: &str) -> Option<String> {
 
 fn figures(record: &Record) -> String {
     let sections = [machine(record), goal_table(record), shape_table(record), limit_table(record)];
-    sections.join("\n\n")
+    sections.each_ref().map(|section| section.trim_end()).join("\n\n")
 }
 
 fn machine(record: &Record) -> String {
