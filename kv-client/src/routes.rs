@@ -157,7 +157,8 @@ impl Routes {
         self.shards.get(after.checked_sub(1)?).filter(|route| route.range.contains(encoded))
     }
 
-    /// From an answer; lanes of shards that `previous` knows go on.
+    /// From an answer; lanes of shards that `previous` knows go on, and so do its routes where the answering node's catalog
+    /// is the older one.
     pub(crate) fn from_pb(answer: &pb::ListRoutesResponse, previous: Option<&Self>) -> Result<Self, ServiceError> {
         let damaged = |why: &str| ServiceError::Foreign {
             code: tonic::Code::DataLoss,
@@ -166,13 +167,34 @@ impl Routes {
         let lane = |shard: u64| move || previous.and_then(|known| known.lane_of(shard)).unwrap_or_else(Lane::new);
         let routes = answer.shards.iter().map(|route| ShardRoute::from_pb(route, lane(route.shard_id)).map(Arc::new));
         let mut shards = routes.collect::<Option<Vec<_>>>().ok_or_else(|| damaged("an empty range"))?;
-        shards.sort_by(|left, right| left.range.start().cmp(right.range.start()));
+        sort(&mut shards);
         if shards.windows(2).any(|pair| matches!(pair, [left, right] if overlap(left, right))) {
             return Err(damaged("overlapping ranges"));
+        }
+        if let Some(previous) = previous {
+            shards = previous.newer_than(shards);
         }
         let layout = if answer.hashed { Layout::Hash } else { Layout::Range };
         let cluster_id = Arc::from(answer.cluster_id.as_str());
         Ok(Self { cluster_id, keyspace: KeyspaceId(answer.keyspace_id), layout, shards })
+    }
+
+    /// The routes told, but for those of which this knows a newer epoch, and whatever overlaps those. Where that leaves
+    /// holes, what was known there stays.
+    fn newer_than(&self, told: Vec<Arc<ShardRoute>>) -> Vec<Arc<ShardRoute>> {
+        let is_newer =
+            |known: &ShardRoute| told.iter().any(|told| told.shard == known.shard && told.epoch < known.epoch);
+        let mut shards: Vec<_> = self.shards.iter().filter(|known| is_newer(known)).cloned().collect();
+        if shards.is_empty() {
+            return told;
+        }
+        for route in told.iter().chain(&self.shards) {
+            if !shards.iter().any(|kept| kept.shard == route.shard || overlap(kept, route)) {
+                shards.push(route.clone());
+            }
+        }
+        sort(&mut shards);
+        shards
     }
 
     fn lane_of(&self, shard: u64) -> Option<Arc<Lane>> {
@@ -218,6 +240,10 @@ impl Routes {
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
         self.shards.iter().flat_map(|route| route.replicas.iter().map(|replica| &replica.address))
     }
+}
+
+fn sort(shards: &mut [Arc<ShardRoute>]) {
+    shards.sort_by(|left, right| left.range.start().cmp(right.range.start()));
 }
 
 fn overlap(left: &ShardRoute, right: &ShardRoute) -> bool {
@@ -289,6 +315,19 @@ mod tests {
         let routes = routes(vec![told(1, 3, "a", "m", 1)]);
         let foreign = pb::ShardRoute { keyspace_id: 8, ..told(1, 9, "a", "z", 2) };
         assert!(matches!(routes.merge(&pb::RouteHint { shard: Some(foreign), current: vec![] }), Merged::InPlace));
+    }
+
+    #[test]
+    fn the_answer_of_a_node_that_lags_behind_takes_nothing_back() {
+        let known = routes(vec![told(1, 4, "a", "g", 1), told(7, 4, "g", "m", 2), told(2, 1, "m", "", 1)]);
+        let lags = vec![told(1, 3, "a", "m", 1), told(2, 2, "m", "", 2)];
+        let answer = pb::ListRoutesResponse { keyspace_id: 9, shards: lags, ..pb::ListRoutesResponse::default() };
+        let merged = Routes::from_pb(&answer, Some(&known)).unwrap();
+        let expected = [(1, 4, "[a, g)"), (7, 4, "[g, m)"), (2, 2, "[m, ∞)")];
+        assert_eq!(shape(&merged), expected.map(|(shard, epoch, range)| (shard, epoch, range.to_owned())));
+        let recreated = vec![told(11, 1, "a", "", 0)];
+        let answer = pb::ListRoutesResponse { keyspace_id: 9, shards: recreated, ..pb::ListRoutesResponse::default() };
+        assert_eq!(shape(&Routes::from_pb(&answer, Some(&known)).unwrap()).len(), 1, "a newer answer replaces all");
     }
 
     #[test]
