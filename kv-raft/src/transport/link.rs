@@ -115,6 +115,10 @@ impl Link {
         self.cancel.cancel();
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
     pub(crate) fn node(&self) -> NodeId {
         self.node
     }

@@ -81,13 +81,22 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The link; another one if the node was dropped and is named again.
+    fn link(&self) -> Arc<Link> {
+        let node = self.link.node();
+        if self.link.is_closed() && self.inner.directory.address(node).is_some() {
+            return self.inner.link(node);
+        }
+        Arc::clone(&self.link)
+    }
+
     fn call(
         &self,
         kind: FrameKind,
         body: Bytes,
         within: Duration,
     ) -> impl Future<Output = Result<Bytes, CallError>> + use<> {
-        self.link.call(
+        self.link().call(
             Frame {
                 shard_id: self.from.shard.0,
                 from_replica_id: self.from.replica.0,

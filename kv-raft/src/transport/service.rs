@@ -29,6 +29,9 @@ use crate::failpoint;
 /// fsync, so fewer would hold back shards that have nothing to do with each other.
 const FRAMES_AT_WORK: usize = 4096;
 
+/// The same in bytes of their bodies, which a replica holds until they are written. One frame is always at work.
+const BYTES_AT_WORK: usize = 64 << 20;
+
 /// Answers handed to HTTP/2 ahead of its flow control: one is on its way while the next gathers.
 const ANSWERS_AHEAD: usize = 1;
 
@@ -93,7 +96,29 @@ struct Stream {
     cell: Arc<PeerCell>,
 }
 
-type Work = Pin<Box<dyn Future<Output = Frame> + Send>>;
+/// Ends with the length of the frame's body and its answer.
+type Work = Pin<Box<dyn Future<Output = (usize, Frame)> + Send>>;
+
+/// What a stream has in its hands.
+#[derive(Default)]
+struct Hands {
+    work: FuturesUnordered<Work>,
+    /// Of the bodies at work.
+    bytes: usize,
+    /// Answers to be sent.
+    done: Vec<Frame>,
+}
+
+impl Hands {
+    fn have_room(&self) -> bool {
+        self.work.len() + self.done.len() < FRAMES_AT_WORK && self.bytes < BYTES_AT_WORK
+    }
+
+    fn finish(&mut self, (bytes, frame): (usize, Frame)) {
+        self.bytes -= bytes;
+        self.done.push(frame);
+    }
+}
 
 impl Stream {
     async fn serve(
@@ -101,13 +126,12 @@ impl Stream {
         mut incoming: Streaming<ExchangeRequest>,
         answers: mpsc::Sender<Result<ExchangeResponse, Status>>,
     ) {
-        let mut work: FuturesUnordered<Work> = FuturesUnordered::new();
-        let mut done: Vec<Frame> = Vec::new();
+        let mut hands = Hands::default();
         let mut hello_due = false;
         loop {
-            let something = hello_due || !done.is_empty();
+            let something = hello_due || !hands.done.is_empty();
             tokio::select! {
-                message = incoming.message(), if work.len() + done.len() < FRAMES_AT_WORK => {
+                message = incoming.message(), if hands.have_room() => {
                     let message = match message {
                         Ok(Some(message)) => message,
                         Ok(None) => return,
@@ -127,13 +151,13 @@ impl Stream {
                     }
                     failpoint!("transport.receive");
                     for frame in message.frames {
-                        self.begin(frame, &mut work, &mut done).await;
+                        self.begin(frame, &mut hands).await;
                     }
                 }
-                Some(frame) = work.next(), if !work.is_empty() => {
-                    done.push(frame);
-                    while let Some(Some(frame)) = work.next().now_or_never() {
-                        done.push(frame);
+                Some(finished) = hands.work.next(), if !hands.work.is_empty() => {
+                    hands.finish(finished);
+                    while let Some(Some(finished)) = hands.work.next().now_or_never() {
+                        hands.finish(finished);
                     }
                 }
                 permit = answers.reserve(), if something => {
@@ -141,22 +165,24 @@ impl Stream {
                     failpoint!("transport.answer");
                     let hello = hello_due.then(|| self.inner.hello(self.node));
                     hello_due = false;
-                    permit.send(Ok(ExchangeResponse { hello, frames: cut(&mut done) }));
+                    permit.send(Ok(ExchangeResponse { hello, frames: cut(&mut hands.done) }));
                 }
             }
         }
     }
 
     /// Hands a frame over, in order: its first poll, unhindered by the scheduler's budget, reaches the replica.
-    async fn begin(&self, frame: Frame, work: &mut FuturesUnordered<Work>, done: &mut Vec<Frame>) {
+    async fn begin(&self, frame: Frame, hands: &mut Hands) {
+        hands.bytes += frame.body.len();
         let mut handled: Work = Box::pin(tokio::task::unconstrained(self.handle(frame)));
         match poll!(handled.as_mut()) {
-            std::task::Poll::Ready(frame) => done.push(frame),
-            std::task::Poll::Pending => work.push(handled),
+            std::task::Poll::Ready(finished) => hands.finish(finished),
+            std::task::Poll::Pending => hands.work.push(handled),
         }
     }
 
-    fn handle(&self, mut frame: Frame) -> impl Future<Output = Frame> + Send + use<> {
+    fn handle(&self, mut frame: Frame) -> impl Future<Output = (usize, Frame)> + Send + use<> {
+        let bytes = frame.body.len();
         let body = std::mem::take(&mut frame.body);
         let handled = self.dispatch(&frame, body);
         async move {
@@ -165,7 +191,7 @@ impl Stream {
                 Err(refusal) => frame.refusal = refusal,
             }
             std::mem::swap(&mut frame.from_replica_id, &mut frame.to_replica_id);
-            frame
+            (bytes, frame)
         }
     }
 

@@ -53,6 +53,11 @@ const CHUNKS_AHEAD: usize = 2;
 const RECEIVED_AT_ONCE: usize = 4;
 static RECEIVING: Semaphore = Semaphore::const_new(RECEIVED_AT_ONCE);
 
+/// Snapshots a node sends at once: when a node comes back that was away from hundreds of shards, the others wait here and
+/// not as half-built files on one disk.
+const SENT_AT_ONCE: usize = 4;
+static SENDING: Semaphore = Semaphore::const_new(SENT_AT_ONCE);
+
 /// A snapshot without progress for this long is given up, by either end. Building one file is within it.
 const STALL_MAX: Duration = Duration::from_secs(60);
 
@@ -103,6 +108,7 @@ impl Rate {
 pub(super) async fn send(inner: &Arc<Inner>, sending: Sending, data: SnapshotData) -> Result<Vote, String> {
     let SnapshotData::View(view) = data else { return Err("there is no state to send yet".to_owned()) };
     failpoint!("snapshot.send");
+    let _permit = SENDING.acquire().await.map_err(|error| error.to_string())?;
     let mut client = link::connect(inner, sending.node).await?;
     let (parts, requests) = mpsc::channel(CHUNKS_AHEAD);
     put(&parts, Part::Header(header(inner, &sending))).await?;
