@@ -46,7 +46,10 @@ fn forced(force: &[String], name: &str) -> bool {
 /// Refuses names of checks that do not exist, which would otherwise silently do nothing.
 fn check_force(force: &[String], known: &[&str]) -> Result<(), ServiceError> {
     match force.iter().find(|name| !known.contains(&name.as_str())) {
-        Some(name) => Err(ServiceError::invalid("force", format!("no check is named {name:?}; there is {known:?}"))),
+        Some(name) => {
+            let known = known.join(" and ");
+            Err(ServiceError::invalid("force", format!("no check is named {name:?}; this call has {known}")))
+        }
         None => Ok(()),
     }
 }

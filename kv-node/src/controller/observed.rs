@@ -45,6 +45,8 @@ pub struct Observed {
     pub damaged: BTreeSet<(u64, u64)>,
     /// Groups that have a leader, by shard.
     pub groups: BTreeMap<u64, Group>,
+    /// Shards whose leader could not be moved lately: they wait, the others do not wait for them.
+    pub stuck: BTreeSet<u64>,
     /// Whether leaders and replicas may be moved just for balance now.
     pub calm: bool,
 }

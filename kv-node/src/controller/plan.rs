@@ -18,7 +18,7 @@ use super::actions;
 use super::observed::Observed;
 use super::step::{GroupStep, GroupStepKind, Step};
 use crate::catalog::change::Change;
-use crate::catalog::edits::actions::{Caller, movement, removal, voters};
+use crate::catalog::edits::actions::{Caller, movement, removal, voters, watch};
 use crate::catalog::edits::nodes::holds;
 use crate::catalog::edits::{BY_CHECK, BY_DRAIN, FORCE_QUORUM, keyspaces, replica_on, voter_nodes};
 use crate::catalog::placement::Loads;
@@ -26,6 +26,9 @@ use crate::catalog::records::{Record, Records, runs};
 
 /// Most actions that go on at once: each may copy a whole shard.
 pub const ACTIONS_MAX: usize = 4;
+
+/// Most leaders that move in one round: each costs its shard a few heartbeats without a leader.
+const LEADERS_AT_ONCE: usize = 16;
 
 /// Most ended actions kept for people to look at.
 const ENDED_KEPT: usize = 100;
@@ -214,7 +217,8 @@ impl Plan<'_> {
             }
             let Some(action) = self.repair(shard, &mut loads, cluster.next_action_id) else { continue };
             cluster.next_action_id += 1;
-            change.put(Record::Action(action)).watch(crate::catalog::RecordKey::Shard(shard.shard_id));
+            watch(&mut change, &action);
+            change.put(Record::Action(action));
             free -= 1;
         }
         if change.is_empty() {
@@ -325,9 +329,11 @@ impl Plan<'_> {
         catalog(change, "forgets old actions")
     }
 
-    /// One leader to where it is preferred; when all are, one replica from the fullest node to the emptiest.
-    fn balance(&self) -> Option<Step> {
-        self.idle_shards().find_map(|shard| self.prefer(shard)).or_else(|| self.even_out())
+    /// Leaders to where they are preferred; when all are that can be, one replica from the fullest node to the emptiest.
+    fn balance(&self) -> Vec<Step> {
+        let movable = self.idle_shards().filter(|shard| !self.observed.stuck.contains(&shard.shard_id));
+        let leaders: Vec<Step> = movable.filter_map(|shard| self.prefer(shard)).take(LEADERS_AT_ONCE).collect();
+        if leaders.is_empty() { self.even_out().into_iter().collect() } else { leaders }
     }
 
     fn prefer(&self, shard: &Shard) -> Option<Step> {
@@ -368,8 +374,8 @@ impl Plan<'_> {
         let action = movement(shard, full, empty, cluster.next_action_id, &caller);
         cluster.next_action_id += 1;
         let mut change = Change::default();
+        watch(&mut change, &action);
         change.put(Record::Action(action)).put(Record::Cluster(cluster));
-        change.watch(crate::catalog::RecordKey::Shard(shard.shard_id));
         catalog(change, &format!("balances: moves a replica of shard {} from node {full} to {empty}", shard.shard_id))
     }
 

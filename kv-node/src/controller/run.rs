@@ -45,6 +45,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Nothing is balanced until everything has been quiet for this long: after a restart leaders come home slowly.
 const CALM_AFTER: Duration = Duration::from_secs(5);
 
+/// A leader that could not be moved is left where it is for this long, when it is moved for balance only.
+const STUCK: Duration = Duration::from_secs(30);
+
 /// Steps on groups at once.
 const STEPS_AT_ONCE: usize = 8;
 
@@ -64,6 +67,8 @@ pub struct Controller {
     changed: Arc<Notify>,
     disturbed: Instant,
     alive: BTreeSet<u64>,
+    /// Shards whose leader could not be moved, and when.
+    stuck: BTreeMap<u64, Instant>,
 }
 
 impl Controller {
@@ -76,7 +81,8 @@ impl Controller {
         peers: Peers,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { cluster_id, host, current, peers, changed, disturbed: Instant::now(), alive: BTreeSet::new() }
+        let (disturbed, alive, stuck) = (Instant::now(), BTreeSet::new(), BTreeMap::new());
+        Self { cluster_id, host, current, peers, changed, disturbed, alive, stuck }
     }
 
     /// Until cancelled; a step that was begun is finished.
@@ -112,6 +118,8 @@ impl Controller {
         let Some(records) = self.local_records().await else { return true };
         let mut observed = self.observe(&records).await;
         observed.calm = self.is_calm(&observed);
+        self.stuck.retain(|_, since| since.elapsed() < STUCK);
+        observed.stuck = self.stuck.keys().copied().collect();
         if plan(&records, &observed).is_empty() {
             return records.actions.values().any(crate::catalog::records::runs);
         }
@@ -133,7 +141,9 @@ impl Controller {
                 return true;
             }
         }
-        stream::iter(groups).for_each_concurrent(STEPS_AT_ONCE, |step| self.group(step)).await;
+        let taken = stream::iter(groups).map(|step| self.group(step)).buffer_unordered(STEPS_AT_ONCE);
+        let stuck: Vec<u64> = taken.filter_map(futures::future::ready).collect().await;
+        self.stuck.extend(stuck.into_iter().map(|shard| (shard, Instant::now())));
         true
     }
 
@@ -210,14 +220,17 @@ impl Controller {
         }
     }
 
-    async fn group(&self, step: Step) {
-        let Step::Group(step) = step else { return };
+    /// Takes a step; the shard if its leader could not be moved.
+    async fn group(&self, step: Step) -> Option<u64> {
+        let Step::Group(step) = step else { return None };
         let GroupStep { shard, epoch, leader_node, .. } = step;
         tracing::info!(%step, "step");
         let request = self.request(shard, epoch, wire(&step.kind));
         if let Err(error) = self.peers.replica_step(NodeId(leader_node), request, STEP_TIMEOUT).await {
             tracing::info!(%step, %error, "the step was not taken; the next round looks again");
+            return matches!(step.kind, GroupStepKind::TransferLeader { .. }).then_some(shard);
         }
+        None
     }
 
     fn request(&self, shard_id: u64, planned_epoch: u64, step: WireStep) -> ReplicaStepRequest {

@@ -4,7 +4,8 @@
 //! Commands: `nodes N`, `keyspace NAME replicas=N shards=N`, `plan` (shows only), `round [N]`, `settle` (rounds until
 //! nothing is to do), `show`, `drain N [force=NAME]`, `undrain N`, `kill N`, `start N`, `lost N`, `remove N [force=NAME]`,
 //! `move SHARD from=N to=N`, `learner SHARD node=N`, `promote SHARD node=N`, `voters SHARD nodes=N,N`,
-//! `drop SHARD node=N [force=NAME]`, `cancel ACTION`, `leader SHARD node=N`, `damage SHARD node=N`, `slow N`, `fast N`, `calm`,
+//! `drop SHARD node=N [force=NAME]`, `cancel ACTION`, `leader SHARD node=N`, `damage SHARD node=N`, `stuck SHARD`,
+//! `slow N`, `fast N`, `calm`,
 //! `hold` (keeps a plan), `late` (executes the kept plan), `actions`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,7 @@ struct World {
     slow: BTreeSet<u64>,
     held: BTreeSet<(u64, u64)>,
     damaged: BTreeSet<(u64, u64)>,
+    stuck: BTreeSet<u64>,
     calm: bool,
     kept: Option<(Records, Vec<Step>)>,
 }
@@ -130,6 +132,7 @@ impl World {
             held: held.copied().collect(),
             damaged: self.damaged.intersection(&self.held).copied().collect(),
             groups: led.map(|(shard, group)| (*shard, group.clone())).collect(),
+            stuck: self.stuck.clone(),
             calm: self.calm,
         }
     }
@@ -371,6 +374,10 @@ impl goldenscript::Runner for World {
                 self.calm = true;
                 Ok(String::new())
             }
+            "stuck" => {
+                self.stuck.insert(id()?);
+                Ok(String::new())
+            }
             "leader" => {
                 let shard = id()?;
                 let node = number(&mut arguments, "node")?;
@@ -452,6 +459,11 @@ fn a_cancelled_action_leaves_the_catalog_and_the_group_agreeing() {
 #[test]
 fn leaders_come_home_and_replicas_even_out_only_when_calm() {
     run("balance_only_when_calm");
+}
+
+#[test]
+fn leaders_come_home_together_and_do_not_wait_for_one_that_cannot() {
+    run("leaders_come_home_together");
 }
 
 #[test]

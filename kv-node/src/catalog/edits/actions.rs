@@ -156,8 +156,19 @@ fn start(records: &Records, shard: &Shard, action: Action, caller: &Caller<'_>) 
     let action = running(Action { action_id: cluster.next_action_id, ..action }, shard, caller);
     cluster.next_action_id += 1;
     let mut change = Change::default();
-    change.put(Record::Cluster(cluster)).put(Record::Action(action.clone())).watch(RecordKey::Shard(shard.shard_id));
+    change.put(Record::Cluster(cluster)).put(Record::Action(action.clone()));
+    watch(&mut change, &action);
     Ok((change, action))
+}
+
+/// Makes a change that starts an action depend on its shard, and on the nodes that shall take or leave a replica: none
+/// of them may begin to drain, or return, at the same moment.
+pub fn watch(change: &mut Change, action: &Action) {
+    change.watch(RecordKey::Shard(action.shard_id));
+    let nodes = [action.from_node_id, action.to_node_id].into_iter().chain(action.voter_node_ids.iter().copied());
+    for node in nodes.filter(|node| *node != 0) {
+        change.watch(RecordKey::Node(node));
+    }
 }
 
 fn idle_shard<'a>(records: &'a Records, id: u64, caller: &Caller<'_>) -> Result<&'a Shard, ServiceError> {

@@ -25,6 +25,12 @@ const REPLICAS_DEFAULT: u32 = 3;
 /// Leaders a node has of a keyspace that does not say how many shards it begins with.
 const LEADERS_PER_NODE: u32 = 2;
 
+/// What [`ServiceError::AlreadyExists`] calls a keyspace that is what was asked for.
+const IDENTICAL: &str = "keyspace with these settings";
+
+/// What it calls one that is not, or that is being deleted.
+const OTHER: &str = "keyspace with other settings";
+
 /// Creates a keyspace with its shards, replicas and preferred leaders spread evenly over the nodes in `usable`.
 pub fn create(
     records: &Records,
@@ -37,8 +43,9 @@ pub fn create(
     if !violations.is_empty() {
         return Err(ServiceError::Invalid { violations });
     }
-    if records.keyspaces.values().any(|keyspace| keyspace.name == request.name) {
-        return Err(ServiceError::AlreadyExists { what: "keyspace".into(), name: request.name.clone() });
+    if let Some(keyspace) = records.keyspaces.values().find(|keyspace| keyspace.name == request.name) {
+        let what = if is_as_asked(records, keyspace, request) { IDENTICAL } else { OTHER };
+        return Err(ServiceError::AlreadyExists { what: what.into(), name: request.name.clone() });
     }
     let id = if request.name == DEFAULT_NAME && !records.keyspaces.contains_key(&DEFAULT_KEYSPACE_ID) {
         DEFAULT_KEYSPACE_ID
@@ -48,6 +55,24 @@ pub fn create(
     };
     let plan = Plan { request, id, replicas: replicas(request, loads.iter().count()) };
     plan.change(cluster, loads)
+}
+
+/// Whether a keyspace is what a request asks for, as far as the request says: then a creation whose outcome was unknown
+/// was made, by this caller or another one.
+fn is_as_asked(records: &Records, keyspace: &Keyspace, request: &CreateKeyspaceRequest) -> bool {
+    let plan = Plan { request, id: keyspace.keyspace_id, replicas: keyspace.replicas };
+    let mut shards: Vec<&Shard> =
+        records.shards.values().filter(|shard| shard.keyspace_id == keyspace.keyspace_id).collect();
+    shards.sort_by(|one, other| one.start.cmp(&other.start));
+    let is_cut_by_default = plan.kind() == KeyspaceKind::Hash && request.shards == 0;
+    let ranges = plan.ranges(0);
+    let is_cut_so = shards.len() == ranges.len()
+        && shards.iter().zip(&ranges).all(|(shard, range)| shard.start == *range.start() && shard.end == *range.end());
+    keyspace.kind() == plan.kind()
+        && keyspace.retention_seconds == request.retention_seconds
+        && (request.replicas == 0 || keyspace.replicas == request.replicas)
+        && (is_cut_by_default || is_cut_so)
+        && keyspace.state() != KeyspaceState::Deleting
 }
 
 struct Plan<'a> {

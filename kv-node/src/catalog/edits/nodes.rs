@@ -10,7 +10,7 @@ use super::actions::{self, Caller};
 use super::{BY_DRAIN, FORCE_NOT_DRAINED, FORCE_QUORUM, check_force, cluster, forced, refused, replica_on};
 use crate::catalog::change::Change;
 use crate::catalog::placement::Loads;
-use crate::catalog::records::{Record, RecordKey, Records, runs};
+use crate::catalog::records::{Record, Records, runs};
 
 /// Lets a node in, or finds it again by its instance id. A node that answers at the address of another instance has
 /// taken its place: the other one's data is gone, and it is marked lost.
@@ -113,7 +113,8 @@ pub fn drain(
             let caller = Caller { now_ms, epoch: 0, force: &force };
             let action = actions::removal(shard, node_id, cluster.next_action_id, &caller);
             cluster.next_action_id += 1;
-            change.put(Record::Action(action.clone())).watch(RecordKey::Shard(id));
+            change.put(Record::Action(action.clone()));
+            actions::watch(&mut change, &action);
             started.push(action);
         }
     }

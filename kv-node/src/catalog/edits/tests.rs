@@ -1,9 +1,9 @@
 use kv_proto::errors::ServiceError;
-use kv_proto::pb::admin::v1::{CreateKeyspaceRequest, KeyspaceKind, Node, NodeState};
+use kv_proto::pb::admin::v1::{CreateKeyspaceRequest, KeyspaceKind, MoveReplicaRequest, Node, NodeState};
 use kv_proto::pb::raft::v1::JoinRequest;
 use kv_proto::timestamp::Timestamp;
 
-use super::{bootstrap, keyspaces, nodes};
+use super::{actions, bootstrap, keyspaces, nodes};
 use crate::catalog::records::Records;
 
 fn one_node() -> Records {
@@ -106,4 +106,46 @@ fn a_name_is_taken_once_and_default_keeps_its_id() {
     assert!(matches!(keyspaces::create(&records, &again, |_| true), Err(ServiceError::AlreadyExists { .. })));
     assert!(matches!(keyspaces::delete(&records, "system"), Err(ServiceError::Refused { .. })));
     assert!(matches!(keyspaces::delete(&records, "none"), Err(ServiceError::KeyspaceNotFound { .. })));
+}
+
+#[test]
+fn a_keyspace_that_exists_is_told_apart_by_whether_it_is_what_was_asked_for() {
+    let asked = range(&["g", "p"], 3);
+    let (change, _) = keyspaces::create(&one_node(), &asked, |_| true).unwrap();
+    let records = change.applied_to(&one_node(), Timestamp(2));
+    let what = |request: &CreateKeyspaceRequest| match keyspaces::create(&records, request, |_| true) {
+        Err(ServiceError::AlreadyExists { what, .. }) => what,
+        other => unreachable!("{other:?}"),
+    };
+    assert_eq!(what(&asked), "keyspace with these settings");
+    assert_eq!(what(&CreateKeyspaceRequest { replicas: 1, ..asked.clone() }), "keyspace with these settings");
+    for other in [
+        range(&["g"], 0),
+        range(&["g", "q"], 0),
+        CreateKeyspaceRequest { retention_seconds: 1, ..asked.clone() },
+        CreateKeyspaceRequest { name: "a".into(), ..Default::default() },
+    ] {
+        assert_eq!(what(&other), "keyspace with other settings", "{other:?}");
+    }
+}
+
+#[test]
+fn a_check_that_does_not_exist_is_answered_with_those_that_do() {
+    let error = nodes::drain(&one_node(), 1, &["everything".to_owned()], 7).unwrap_err().to_string();
+    assert!(error.contains("no check is named \"everything\"; this call has quorum"), "{error}");
+}
+
+#[test]
+fn a_move_does_not_begin_once_its_target_drains() {
+    let (records, _) = join(&one_node(), 2, "a:2");
+    let asked = CreateKeyspaceRequest { name: "a".into(), replicas: 1, shards: 1, ..Default::default() };
+    let (change, _) = keyspaces::create(&records, &asked, |node| node == 1).unwrap();
+    let mut records = change.applied_to(&records, Timestamp(3));
+    records.shards.values_mut().for_each(|shard| shard.creating = false);
+    let shard_id = *records.shards.keys().next_back().unwrap();
+    let request = MoveReplicaRequest { shard_id, from_node_id: 1, to_node_id: 2, epoch: 0 };
+    let (movement, _) = actions::move_replica(&records, &request, 7).unwrap();
+    let (drain, ..) = nodes::drain(&records, 2, &[], 7).unwrap();
+    let drained = drain.applied_to(&records, Timestamp(4));
+    assert_ne!(movement.conditions(&records), movement.conditions(&drained), "it would be applied all the same");
 }
