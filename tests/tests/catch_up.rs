@@ -50,7 +50,7 @@ async fn a_follower_away_for_longer_than_the_log_is_kept_catches_up_by_snapshot(
             let mut admin = admin.clone();
             async move {
                 if admin.leader(shard).await? != 3 {
-                    let request = TransferLeaderRequest { shard_id: shard, to_node_id: 3 };
+                    let request = TransferLeaderRequest { shard_id: shard, to_node_id: 3, epoch: 0 };
                     admin.service().transfer_leader(request).await?;
                 }
                 ensure!(admin.leader(shard).await? == 3, "not yet");

@@ -199,7 +199,7 @@ impl Context {
     async fn transfer_leader(&self, shard: u64, to: Option<u64>) -> Result<Exit, Failure> {
         let before = self.one_shard(shard).await?;
         let from = leader_of(&before).map_or(0, |leader| leader.node_id);
-        let request = TransferLeaderRequest { shard_id: shard, to_node_id: to.unwrap_or(0) };
+        let request = TransferLeaderRequest { shard_id: shard, to_node_id: to.unwrap_or(0), epoch: 0 };
         let doing = format!("transfer the leadership of shard {shard}");
         let response = self.admin().transfer_leader(request).await.map_err(|error| error.write(&doing))?;
         let leader = response.leader_node_id;

@@ -41,9 +41,13 @@ use crate::editor::{EditError, Place};
 use crate::node::NodeShared;
 use crate::node::status::node_status;
 use crate::peers::timed;
+use crate::validate::{GrpcTimeout, grpc_timeout};
 
-/// Time for an election of shard 1, then for the change itself.
+/// Time for an election of shard 1, then for the change itself, if the caller names none.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most a caller may name.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A new keyspace is shown once its shards have leaders, or after this long.
 const READY: Duration = Duration::from_secs(5);
@@ -72,29 +76,33 @@ pub struct AdminApi {
 macro_rules! at_leader {
     ($self:ident, $request:ident, $method:ident, $decide:expr) => {{
         let hops = hops(&$request)?;
+        let until = until(&$request);
         let message = $request.into_inner();
-        let until = Instant::now() + PATIENCE;
         loop {
             let view = $self.shared.view.load_full();
             let error = match $self.shared.editor.place(&view, until).await? {
                 Place::Here => match $self.shared.editor.edit(|records| $decide(records, &message)).await {
-                    Ok((answer, version)) => return Ok($self.shown(Response::new(answer), version).await),
+                    Ok((answer, version)) => return Ok($self.shown(Response::new(answer), version, until).await),
                     Err(EditError::Service(error)) => return Err(error.into()),
                     Err(EditError::NotLeader) => no_leader(),
                 },
                 Place::There(_) if hops >= HOPS_MAX => no_leader(),
                 Place::There(leader) => {
                     let address = $self.shared.peers.address(leader)?;
-                    match $self.shared.peers.admin(&address, PATIENCE).await {
+                    match $self.shared.peers.admin(&address, until.saturating_duration_since(Instant::now())).await {
                         Ok(mut client) => {
-                            let onward = onward(message.clone(), hops + 1);
+                            let onward = onward(message.clone(), hops + 1, until);
                             match client.$method(onward).await {
                                 Ok(response) => {
                                     let version = version_of(&response);
-                                    return Ok($self.shown(response, version).await);
+                                    return Ok($self.shown(response, version, until).await);
                                 }
                                 Err(status) => match ServiceError::from_status(&status) {
                                     error @ (ServiceError::NoLeader { .. } | ServiceError::NotReady { .. }) => error,
+                                    ServiceError::Foreign { .. } => {
+                                        $self.shared.editor.forget(leader);
+                                        return Err(lost_sight(&status).into());
+                                    }
                                     error => return Err(error.into()),
                                 },
                             }
@@ -134,8 +142,9 @@ impl AdminApi {
     }
 
     /// The response to a change, once this node's own view shows it: whoever asks here next sees what was done.
-    async fn shown<T>(&self, mut response: Response<T>, version: u64) -> Response<T> {
-        self.wait(SHOWN, |view| view.version() >= version).await;
+    async fn shown<T>(&self, mut response: Response<T>, version: u64, until: Instant) -> Response<T> {
+        let within = SHOWN.min(until.saturating_duration_since(Instant::now()));
+        self.wait(within, |view| view.version() >= version).await;
         response.metadata_mut().insert(VERSION, MetadataValue::from(version));
         response
     }
@@ -151,7 +160,7 @@ impl AdminApi {
         at_leader!(self, request, create_keyspace, decide)
     }
 
-    async fn transfer(&self, message: &TransferLeaderRequest) -> Result<u64, ServiceError> {
+    async fn transfer(&self, message: &TransferLeaderRequest, until: Instant) -> Result<u64, ServiceError> {
         let shard = ShardId(message.shard_id);
         let info = self.shared.view.load().shard(shard).cloned().ok_or(ServiceError::ShardNotFound { shard })?;
         let to = match message.to_node_id {
@@ -167,11 +176,15 @@ impl AdminApi {
         let request = ReplicaStepRequest {
             cluster_id: self.shared.cluster_id().to_owned(),
             shard_id: shard.0,
-            planned_epoch: info.descriptor.epoch,
+            planned_epoch: if message.epoch == 0 { info.descriptor.epoch } else { message.epoch },
             step: Some(Step::TransferLeader(TransferLeaderStep { replica_id: to.0 })),
         };
-        self.shared.peers.replica_step(NodeId(leader), request, PATIENCE).await?;
-        Ok(target.map_or(0, |replica| replica.node_id))
+        let within = until.saturating_duration_since(Instant::now());
+        match self.shared.peers.replica_step(NodeId(leader), request, within).await {
+            Err(ServiceError::Foreign { .. }) => Err(ServiceError::OutcomeUnknown { shard, retry_after: PAUSE }),
+            Err(error) => Err(error),
+            Ok(_) => Ok(target.map_or(0, |replica| replica.node_id)),
+        }
     }
 
     async fn check(&self, message: &CheckShardRequest) -> Result<CheckShardResponse, ServiceError> {
@@ -213,8 +226,24 @@ fn version_of<T>(response: &Response<T>) -> u64 {
     value.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn onward<T>(message: T, hops: u32) -> Request<T> {
-    let mut request = timed(message, PATIENCE);
+/// Not an answer of the leader: its connection broke, or the time ran out there. It may have made the change.
+fn lost_sight(status: &Status) -> ServiceError {
+    tracing::info!(%status, "an administrative request was sent on and not answered");
+    ServiceError::OutcomeUnknown { shard: SYSTEM_SHARD, retry_after: PAUSE }
+}
+
+/// When an answer is due: a little before the caller gives up, so that it learns why.
+fn until<T>(request: &Request<T>) -> Instant {
+    let header = request.metadata().get("grpc-timeout").map(|value| value.as_encoded_bytes());
+    let within = match grpc_timeout(header) {
+        GrpcTimeout::Given(given) => given.min(PATIENCE_MAX).saturating_sub(PAUSE),
+        GrpcTimeout::Absent | GrpcTimeout::Malformed => PATIENCE,
+    };
+    Instant::now() + within
+}
+
+fn onward<T>(message: T, hops: u32, until: Instant) -> Request<T> {
+    let mut request = timed(message, until.saturating_duration_since(Instant::now()));
     request.metadata_mut().insert(HOPS, MetadataValue::from(hops));
     request
 }
@@ -271,13 +300,14 @@ impl AdminService for AdminApi {
         &self,
         request: Request<CreateKeyspaceRequest>,
     ) -> Result<Response<CreateKeyspaceResponse>, Status> {
+        let until = until(&request);
         let mut response = self.created(request).await?;
         let Some(created) = &mut response.get_mut().keyspace else { return Ok(response) };
         let id = kv_proto::ids::KeyspaceId(created.keyspace_id);
         let is_ready = |view: &CatalogView| {
             view.keyspace_by_id(id).is_some_and(|keyspace| keyspace.state() != KeyspaceState::Creating)
         };
-        self.wait(READY, is_ready).await;
+        self.wait(READY.min(until.saturating_duration_since(Instant::now())), is_ready).await;
         if let Some(keyspace) = self.shared.view.load().keyspace_by_id(id) {
             created.clone_from(keyspace);
         }
@@ -368,7 +398,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        let leader_node_id = self.transfer(request.get_ref()).await?;
+        let leader_node_id = self.transfer(request.get_ref(), until(&request)).await?;
         Ok(Response::new(TransferLeaderResponse { leader_node_id }))
     }
 
