@@ -8,10 +8,10 @@
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
 
 use std::sync::Arc;
-use std::time::Instant as Begun;
+use std::time::{Duration, Instant as Begun};
 
 use kv_proto::errors::{Outcome, ServiceError};
-use kv_proto::ids::NodeId;
+use kv_proto::ids::{NodeId, ShardId};
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
@@ -29,6 +29,10 @@ use crate::{admission, errors, forward};
 
 /// How often one node tries to place a request: its leader may have moved once, its own hint may be wrong once.
 const ATTEMPTS: usize = 3;
+
+/// How long a caller that knows a newer catalog waits for this node to have it too: a few rounds of following. Answered at
+/// once, it would only come back here.
+const CATCH_UP: Duration = Duration::from_millis(500);
 
 /// Serves calls; cheap to clone.
 #[derive(Clone)]
@@ -91,7 +95,13 @@ impl Server {
             let view = self.shared.view.load_full();
             let situation = self.situation(&view);
             let header = validate::header(&request);
-            let routed = route(&situation, &request)?;
+            let routed = match route(&situation, &request) {
+                Err(_) if attempt == 1 && knows_more(header, &view) => {
+                    self.catch_up(view.version(), deadline).await;
+                    continue;
+                }
+                routed => routed?,
+            };
             let replica = self.shared.host.replica(routed.shard.id());
             let hosted = replica.as_ref().map(|replica| Hosted {
                 leads: replica.is_leader(),
@@ -136,6 +146,14 @@ impl Server {
         Err(ServiceError::Internal { why: "a request was never placed".to_owned(), outcome: Outcome::NotApplied })
     }
 
+    /// Waits for a newer catalog; what the caller asked for is then looked up in whatever there is.
+    async fn catch_up(&self, known: u64, deadline: Instant) {
+        let mut version = self.shared.current.watch();
+        let until = deadline.min(Instant::now() + CATCH_UP);
+        // What does not come in time is answered as a stale route, which says what this node knows.
+        let _ = tokio::time::timeout_at(until, version.wait_for(|version| *version > known)).await;
+    }
+
     fn situation<'a>(&'a self, view: &'a CatalogView) -> Situation<'a> {
         Situation { view, leaders: &self.shared.leaders, node: self.shared.node() }
     }
@@ -176,6 +194,12 @@ impl Server {
             shards: shards.iter().map(|shard| view.route(shard, &self.shared.leaders)).collect(),
         })
     }
+}
+
+/// Whether the caller was routed by a newer catalog than this node has.
+fn knows_more(header: &RequestHeader, view: &CatalogView) -> bool {
+    let known = view.shard(ShardId(header.shard_id)).map_or(0, |info| info.descriptor.epoch);
+    header.shard_id != 0 && header.epoch > known
 }
 
 /// Whether the error says that nothing happened here and another node may serve.
