@@ -92,7 +92,7 @@ async fn write(replica: &Replica, identity: &Identity, config: &Config) -> Resul
         version: env!("CARGO_PKG_VERSION").to_owned(),
         joined_ms: now_ms(),
     };
-    let change = first_records(&identity.cluster_id, node, config.bootstrap_nodes, config.default_shards());
+    let change = first_records(&identity.cluster_id, node, config.bootstrap_nodes(), config.default_shards());
     store::apply(replica, &records, &change).await?;
     tracing::info!(cluster = identity.cluster_id, "cluster created");
     Ok(())

@@ -1,15 +1,16 @@
-//! Watches the free space under the data folder and makes the node read-only before the engines fail.
+//! Watches the free space under the data folder, so that the node stops filling it before the engines fail.
 //!
-//! Invariants: the threshold to take writes again lies above the one to refuse them, so that it does not flap.
+//! Invariants: each level is left at a higher threshold than it is entered at, so that it does not flap.
 //!
-//! Not here: what read-only means for a request (admission).
+//! Not here: what a level means for a request (admission, local), for leadership (host, leading) and for entries from
+//! other nodes (kv-raft, replica).
 
 use std::path::Path;
 use std::sync::Arc;
 
+use kv_raft::replica::Room;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Admission;
 use crate::config::Config;
 use crate::node::readiness::{Check, Readiness};
 
@@ -31,18 +32,30 @@ pub fn space(folder: &Path) -> std::io::Result<Space> {
     })
 }
 
-/// Whether the node should be read-only.
+/// How much the disk takes: below the minimum it is low, below half of it there is no room. A level is left only once
+/// there is an eighth more.
 #[must_use]
-fn is_low(was_low: bool, free: u64, free_min: u64) -> bool {
-    let threshold = if was_low { free_min.saturating_add(free_min / 8) } else { free_min };
-    free < threshold
+fn level(was: Room, free: u64, free_min: u64) -> Room {
+    let is_below = |min: u64, was_below: bool| free < if was_below { min.saturating_add(min / 8) } else { min };
+    if is_below(free_min / 2, was == Room::None) {
+        Room::None
+    } else if is_below(free_min, was != Room::Plenty) {
+        Room::Low
+    } else {
+        Room::Plenty
+    }
 }
 
-/// Watches until cancelled.
-pub async fn watch(config: Arc<Config>, admission: Arc<Admission>, readiness: Arc<Readiness>, stop: CancellationToken) {
+/// Watches until cancelled; `tell` is told at every look, with the reason unless there is plenty of room.
+pub async fn watch(
+    config: Arc<Config>,
+    readiness: Arc<Readiness>,
+    stop: CancellationToken,
+    tell: impl Fn(Room, Option<String>),
+) {
     let mut ticks = tokio::time::interval(config.disk_check_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut low = false;
+    let mut room = Room::Plenty;
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let folder = config.data_dir.clone();
         let asked = kv_raft::blocking::spawn_blocking(move || space(&folder)).await;
@@ -54,22 +67,22 @@ pub async fn watch(config: Arc<Config>, admission: Arc<Admission>, readiness: Ar
             }
             Err(_) => continue,
         };
-        let is = is_low(low, free, config.disk_free_min);
-        if is == low {
-            continue;
+        let was = room;
+        room = level(was, free, config.disk_free_min);
+        let (free_mib, needed_mib) = (free >> 20, config.disk_free_min >> 20);
+        let folder = config.data_dir.display();
+        let why = format!("{free_mib} MiB of disk are free under {folder}, {needed_mib} MiB are needed");
+        if room != was {
+            match room {
+                Room::Plenty => tracing::info!(free_mib, "the disk has room again: the node takes writes"),
+                Room::Low => tracing::error!(free_mib, needed_mib, "the disk is nearly full: the node takes no writes"),
+                Room::None => {
+                    tracing::error!(free_mib, needed_mib, "the disk is full: the node takes no entries either")
+                }
+            }
+            readiness.set("disk", if room == Room::Plenty { Check::Passed } else { Check::Warned(why.clone()) });
         }
-        low = is;
-        if low {
-            let (free, min) = (free >> 20, config.disk_free_min >> 20);
-            let why = format!("{free} MiB of disk are free under {}, {min} MiB are needed", config.data_dir.display());
-            tracing::error!(free_mib = free, needed_mib = min, "the disk is nearly full: the node takes no writes");
-            readiness.set("disk", Check::Warned(why.clone()));
-            admission.set_read_only(Some(why));
-        } else {
-            tracing::info!(free_mib = free >> 20, "the disk has room again: the node takes writes");
-            readiness.set("disk", Check::Passed);
-            admission.set_read_only(None);
-        }
+        tell(room, (room != Room::Plenty).then_some(why));
     }
 }
 
@@ -80,16 +93,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_ran_low_takes_writes_only_once_there_is_an_eighth_more() {
-        assert!(!is_low(false, 800, 800));
-        assert!(is_low(false, 799, 800));
-        assert!(is_low(true, 899, 800));
-        assert!(!is_low(true, 900, 800));
-        assert!(!is_low(false, 0, 0), "a threshold of 0 switches it off");
+    fn a_level_is_left_only_once_there_is_an_eighth_more() {
+        assert_eq!(level(Room::Plenty, 800, 800), Room::Plenty);
+        assert_eq!(level(Room::Plenty, 799, 800), Room::Low);
+        assert_eq!(level(Room::Low, 899, 800), Room::Low);
+        assert_eq!(level(Room::Low, 900, 800), Room::Plenty);
+        assert_eq!(level(Room::Low, 399, 800), Room::None);
+        assert_eq!(level(Room::None, 449, 800), Room::None);
+        assert_eq!(level(Room::None, 450, 800), Room::Low);
+        assert_eq!(level(Room::None, 900, 800), Room::Plenty);
+        assert_eq!(level(Room::Plenty, 0, 0), Room::Plenty, "a threshold of 0 switches it off");
     }
 
     #[tokio::test]
-    async fn a_nearly_full_disk_makes_the_node_read_only() {
+    async fn a_nearly_full_disk_is_told_with_what_is_missing() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config {
             data_dir: folder.path().to_owned(),
@@ -97,17 +114,14 @@ mod tests {
             disk_check_interval: Duration::from_millis(1),
             ..Config::default()
         };
-        let admission = Arc::new(Admission::new(1, 1));
-        let stop = CancellationToken::new();
-        let watching = watch(Arc::new(config), admission.clone(), Arc::default(), stop.clone());
-        let seen = async {
-            while admission.read_only().is_none() {
-                tokio::task::yield_now().await;
-            }
+        let (stop, told) = (CancellationToken::new(), parking_lot::Mutex::new(None));
+        let watching = watch(Arc::new(config), Arc::default(), stop.clone(), |room, why| {
+            *told.lock() = Some((room, why));
             stop.cancel();
-        };
-        let both = futures::future::join(watching, seen);
-        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
-        assert!(admission.read_only().unwrap().contains("MiB are needed"));
+        });
+        tokio::time::timeout(Duration::from_secs(10), watching).await.unwrap();
+        let (room, why) = told.into_inner().unwrap();
+        assert_eq!(room, Room::None);
+        assert!(why.unwrap().contains("MiB are needed"));
     }
 }

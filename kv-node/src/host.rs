@@ -9,6 +9,7 @@
 //! Not here: what the catalog should want (controller).
 
 pub mod clocks;
+pub mod leading;
 pub mod reconcile;
 pub mod report;
 
@@ -19,14 +20,15 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream;
-use kv_proto::ids::{NodeId, ShardId};
+use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_raft::failpoint;
 use kv_raft::replica::{RaftContext, Replica, ReplicaSpec, StartError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::current::CurrentCatalog;
 use crate::catalog::{CatalogView, LeaderRecord, Leaders};
+use leading::Refusals;
 use reconcile::{HostStep, initial_voters, plan};
 
 /// Replicas created, destroyed or stopped at once: more than this only queue at the disk.
@@ -47,7 +49,10 @@ pub struct Host {
     context: RaftContext,
     leaders: Arc<Leaders>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
-    may_not_lead: RwLock<Option<String>>,
+    /// Stopped replicas whose destruction failed; it is tried again.
+    half_destroyed: Mutex<BTreeMap<ShardId, Arc<Replica>>>,
+    /// Held while replicas are told, so that the last word said is the last one they hear.
+    refusals: Mutex<Refusals>,
     stopping: AtomicBool,
     reconciling: tokio::sync::Mutex<()>,
 }
@@ -56,9 +61,10 @@ impl Host {
     /// Holds nothing yet.
     #[must_use]
     pub fn new(node: NodeId, context: RaftContext, leaders: Arc<Leaders>) -> Self {
-        let (replicas, may_not_lead) = (RwLock::default(), RwLock::default());
+        let (replicas, refusals) = (RwLock::default(), Mutex::default());
         let (stopping, reconciling) = (AtomicBool::new(false), tokio::sync::Mutex::default());
-        Self { node, context, leaders, replicas, may_not_lead, stopping, reconciling }
+        let half_destroyed = Mutex::default();
+        Self { node, context, leaders, replicas, half_destroyed, refusals, stopping, reconciling }
     }
 
     /// The running replica of a shard.
@@ -82,7 +88,7 @@ impl Host {
     /// Why this node refuses to lead, if it does.
     #[must_use]
     pub fn may_not_lead(&self) -> Option<String> {
-        self.may_not_lead.read().clone()
+        self.refusals.lock().reason()
     }
 
     /// Starts every replica whose data lies here, many at a time; erases logs whose data is gone already, which a
@@ -111,8 +117,8 @@ impl Host {
     /// Starts a replica, created or reopened.
     pub async fn start(&self, spec: ReplicaSpec) -> Result<Arc<Replica>, StartError> {
         let replica = Replica::start(&self.context, spec).await?;
-        replica.set_may_lead(self.may_not_lead.read().is_none() && !self.stopping.load(Ordering::Acquire));
         self.replicas.write().insert(replica.shard(), Arc::clone(&replica));
+        self.review(&self.refusals.lock(), &replica);
         Ok(replica)
     }
 
@@ -121,8 +127,7 @@ impl Host {
         let _alone = self.reconciling.lock().await;
         // A replica that replaces one of another era is created in the round after that one is destroyed.
         loop {
-            let held = self.replicas.read().iter().map(|(shard, replica)| (*shard, replica.replica())).collect();
-            let steps = plan(view, self.node, &held);
+            let steps = plan(view, self.node, &self.held());
             if steps.is_empty() {
                 return true;
             }
@@ -134,6 +139,14 @@ impl Host {
         }
     }
 
+    /// Every replica that is here, also in part.
+    fn held(&self) -> BTreeMap<ShardId, ReplicaId> {
+        let mut held = BTreeMap::new();
+        held.extend(self.half_destroyed.lock().iter().map(|(shard, replica)| (*shard, replica.replica())));
+        held.extend(self.replicas.read().iter().map(|(shard, replica)| (*shard, replica.replica())));
+        held
+    }
+
     async fn take(&self, step: HostStep) -> bool {
         failpoint!("host.step");
         let (shard, result) = match step {
@@ -141,10 +154,8 @@ impl Host {
             HostStep::Destroy { shard, replica } => {
                 let held = self.replicas.write().remove(&shard);
                 tracing::info!(%shard, %replica, "the catalog no longer wants this replica: destroying it");
-                match held {
-                    Some(held) => (shard, held.destroy().await),
-                    None => (shard, Ok(())),
-                }
+                let held = held.or_else(|| self.half_destroyed.lock().remove(&shard));
+                (shard, self.destroy(held).await)
             }
         };
         if let Err(error) = &result {
@@ -152,6 +163,16 @@ impl Host {
             tracing::warn!(%shard, %error, source, "a replica was not brought to what the catalog says");
         }
         result.is_ok()
+    }
+
+    /// Destroys a replica; one that resists is kept for the next time.
+    async fn destroy(&self, replica: Option<Arc<Replica>>) -> Result<(), StartError> {
+        let Some(replica) = replica else { return Ok(()) };
+        let destroyed = Arc::clone(&replica).destroy().await;
+        if destroyed.is_err() {
+            self.half_destroyed.lock().insert(replica.shard(), replica);
+        }
+        destroyed
     }
 
     /// Reconciles with every new view until cancelled.
@@ -180,18 +201,37 @@ impl Host {
         }
     }
 
-    /// Refuses to lead, with the reason, or leads again.
-    pub fn set_may_lead(&self, refusal: Option<String>) {
-        let before = std::mem::replace(&mut *self.may_not_lead.write(), refusal.clone());
-        match (&before, &refusal) {
+    /// Refuses to lead because of the clock, with the reason, or not any more.
+    pub fn set_clock(&self, refusal: Option<String>) {
+        self.refuse(|refusals| refusals.clock = refusal);
+    }
+
+    /// The same because of the disk. Said again and again, since it depends on the disks of others.
+    pub fn set_disk(&self, refusal: Option<String>) {
+        self.refuse(|refusals| refusals.disk = refusal);
+    }
+
+    fn refuse(&self, set: impl FnOnce(&mut Refusals)) {
+        let mut refusals = self.refusals.lock();
+        let before = refusals.reason();
+        set(&mut refusals);
+        match (before, refusals.reason()) {
             (None, Some(why)) => tracing::warn!(why, "this node refuses to lead"),
             (Some(_), None) => tracing::info!("this node may lead again"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        let may_lead = refusal.is_none() && !self.stopping.load(Ordering::Acquire);
         for replica in self.replicas() {
-            replica.set_may_lead(may_lead);
+            self.review(&refusals, &replica);
         }
+    }
+
+    /// Tells a replica whether it may lead now.
+    fn review(&self, refusals: &Refusals, replica: &Replica) {
+        let has_heir = || {
+            let voters = replica.status().voters;
+            voters.iter().any(|(_, node)| *node != self.node && self.context.transport().has_room(*node))
+        };
+        replica.set_may_lead(!self.stopping.load(Ordering::Acquire) && refusals.allow(has_heir));
     }
 
     /// Hands every leadership to another replica, as far as there is one that can take it; leads nothing from here on.

@@ -133,6 +133,12 @@ impl Identity {
         u128::from_str_radix(&self.instance_id, 16).unwrap_or_default().to_be_bytes().to_vec()
     }
 
+    /// Of a node that begins the cluster of this id.
+    #[must_use]
+    pub fn into_first(self, cluster_id: String, node: NodeId) -> Self {
+        Self { stage: Stage::Bootstrapping, cluster_id, node_id: node.0, ..self }
+    }
+
     /// With the ids the cluster gave.
     #[must_use]
     pub fn into_member(self, cluster_id: String, node: NodeId) -> Self {

@@ -4,6 +4,8 @@
 //!
 //! Not here: deciding (catalog, edits, nodes).
 
+pub mod seeds;
+
 use std::time::Duration;
 
 use kv_proto::errors::ServiceError;

@@ -25,6 +25,10 @@ pub mod node;
 
 pub mod bootstrap;
 
+pub mod waiting;
+
+pub mod accept;
+
 pub mod join;
 
 pub mod controller;

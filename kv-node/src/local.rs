@@ -134,6 +134,12 @@ impl Call<'_> {
         Situation { view: self.view, leaders: &self.shared.leaders, node: self.shared.node() }
     }
 
+    /// A leader that hands over because of its disk still writes meanwhile: half of the reserve is left for that.
+    fn check_room(&self) -> Result<(), ServiceError> {
+        let hands_over = || !self.replica.may_lead() && !self.shared.host.context().refuses_entries();
+        self.shared.admission.admit_write().or_else(|refused| if hands_over() { Ok(()) } else { Err(refused) })
+    }
+
     async fn write<'k>(
         &self,
         header: &Option<RequestHeader>,
@@ -141,7 +147,7 @@ impl Call<'_> {
         operations: Vec<Operation<'k>>,
         shard: &ShardInfo,
     ) -> Result<Done, ServiceError> {
-        self.shared.admission.admit_write()?;
+        self.check_room()?;
         let session = validate::session_tag(validate::header_of(header));
         let command = EncodedCommand::new(&Command { session, conditions, operations });
         match self.replica.propose_by(command, self.deadline).await {

@@ -1,7 +1,7 @@
 //! One running node: what its parts share, how they start, and the order in which they stop.
 //!
-//! Invariants: a node whose data folder belongs elsewhere does not start and touches nothing; the shutdown order is
-//! written once, in [`Node::shutdown`].
+//! Invariants: a node whose data folder belongs elsewhere does not start and touches nothing; the shutdown order
+//! is written once, in run and, from the controller on, in [`Node::shutdown`].
 //!
 //! Not here: what is listened on and served (main, services).
 
@@ -72,15 +72,19 @@ impl Node {
         self.shared.host.context().failed().await
     }
 
-    /// Stops everything after the caller stopped accepting requests: leadership is handed over while replicas and
-    /// network still run, so that nobody waits for an election; then the controller, the replicas, the network; last the
-    /// engines are flushed and closed.
+    /// Hands leadership over while replicas and network still run, so that nobody waits for an election; after the caller
+    /// stopped accepting connections, before [`Node::shutdown`].
+    pub async fn hand_over(&self) {
+        tracing::info!("stopping: handing leadership over");
+        failpoint!("stop.hand_over");
+        self.shared.host.hand_over().await;
+    }
+
+    /// Stops everything after the last request was answered: the controller, the replicas, the network; last the engines
+    /// are flushed and closed.
     pub async fn shutdown(self) {
         let host = &self.shared.host;
         let context = host.context().clone();
-        tracing::info!("stopping: handing leadership over");
-        failpoint!("stop.hand_over");
-        host.hand_over().await;
         tracing::info!("stopping: controller and replicas");
         failpoint!("stop.controller");
         self.controller.stop().await;

@@ -16,7 +16,8 @@ use kv_proto::pb::admin::v1::admin_service_client::AdminServiceClient;
 use kv_proto::pb::admin::v1::{GetNodeStatusRequest, NodeStatus};
 use kv_proto::pb::raft::v1::peer_service_client::PeerServiceClient;
 use kv_proto::pb::raft::v1::{
-    FetchCatalogRequest, FetchCatalogResponse, JoinRequest, JoinResponse, ReplicaStepRequest, ReplicaStepResponse,
+    FetchCatalogRequest, FetchCatalogResponse, IntroduceRequest, IntroduceResponse, JoinRequest, JoinResponse,
+    ReplicaStepRequest, ReplicaStepResponse,
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -61,6 +62,13 @@ impl Peers {
         let channel = self.channel(address, within).await?;
         let mut client = PeerServiceClient::new(channel).max_decoding_message_size(CATALOG_BYTES_MAX);
         Ok(client.join(timed(request, within)).await.map_err(|status| failure(&status))?.into_inner())
+    }
+
+    /// Asks who answers at an address.
+    pub async fn introduce(&self, address: &str, within: Duration) -> Result<IntroduceResponse, ServiceError> {
+        let mut client = PeerServiceClient::new(self.channel(address, within).await?);
+        let asked = client.introduce(timed(IntroduceRequest {}, within)).await;
+        Ok(asked.map_err(|status| failure(&status))?.into_inner())
     }
 
     /// Asks for a newer catalog; waits for one up to `request.wait_ms`.

@@ -1,7 +1,8 @@
 //! One run of a node, from its ports to its last flush.
 //!
-//! Invariants: both ports are taken before the data folder is touched; requests are served before the node is ready
-//! and until leadership is handed over; a second signal ends the process at once, which a restart recovers from.
+//! Invariants: both ports are taken before the data folder is touched; once told to stop, a node takes no connection
+//! and answers what it has until its leadership is handed over, then nothing; a second signal ends the process at once,
+//! which a restart recovers from.
 //!
 //! Not here: starting and stopping the node itself (node).
 
@@ -20,8 +21,9 @@ use crate::metrics::Telemetry;
 use crate::node::readiness::{Check, Readiness};
 use crate::node::{Node, StartError, StartParts};
 use crate::serve::Server;
-use crate::server::{BindError, Grpc, Services, bind};
+use crate::server::{BindError, Grpc, Services, bind, share};
 use crate::services;
+use crate::waiting::Door;
 
 /// Why a run ended other than by a signal.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +77,7 @@ impl Signals {
 pub async fn run(config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let config = Arc::new(config);
-    let grpc_listener = bind(config.listen).await?;
+    let (grpc_listener, early_listener) = share(bind(config.listen).await?, config.listen)?;
     let http_listener = bind(config.http_listen).await?;
     let mut telemetry = Telemetry::new();
     let log_metrics = LogMetrics::new(&mut telemetry.registry);
@@ -90,7 +92,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         readiness: Arc::clone(&readiness),
         raft_metrics: Arc::clone(&telemetry.raft),
         log_metrics,
-        admission: Arc::clone(&admission),
+        admission,
+        door: Door { listener: early_listener, metrics: Arc::clone(&telemetry.edge) },
         cancel: cancel.clone(),
     };
     let node = tokio::select! {
@@ -106,10 +109,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let server = Server::new(Arc::clone(&shared), Arc::clone(&telemetry.edge));
     let services = Services { server, others: services::node_routes(&node) };
     let grpc = Grpc::start(grpc_listener, services, &config, &telemetry.edge);
-    grpc.set_serving(true).await;
-    status.started(shared);
+    grpc.follow(Arc::clone(&readiness)).await;
+    status.started(Arc::clone(&shared));
     let watchers = TaskTracker::new();
-    watchers.spawn(disk::watch(Arc::clone(&config), admission, Arc::clone(&readiness), cancel.clone()));
+    let tell = move |room, why: Option<String>| {
+        shared.host.context().set_room(room);
+        shared.host.set_disk(why.clone());
+        shared.admission.set_read_only(why);
+    };
+    watchers.spawn(disk::watch(Arc::clone(&config), Arc::clone(&readiness), cancel.clone(), tell));
     tracing::info!(listen = %config.listen, http = %config.http_listen, "serving");
 
     let failure = tokio::select! {
@@ -122,8 +130,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         return Err(RunError::Failed(why));
     }
     readiness.set("node", Check::Failed("it is stopping".to_owned()));
-    grpc.set_serving(false).await;
     let stopping = async {
+        grpc.stop_accepting().await;
+        node.hand_over().await;
+        grpc.end_streams().await;
         node.shutdown().await;
         grpc.shutdown().await;
         cancel.cancel();

@@ -5,8 +5,6 @@
 //!
 //! Not here: what the services do (services); budgets over all connections (admission).
 
-mod accept;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +19,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
+use crate::accept;
 use crate::config::Config;
 use crate::metrics::EdgeMetrics;
 use crate::net::TcpListener;
+use crate::node::Readiness;
 use crate::serve::Server;
 use crate::services::kv::KvApi;
 
@@ -39,6 +39,9 @@ const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 /// Streams that a client opened and reset at once (a known attack) before its connection is closed.
 const PENDING_RESETS_MAX: usize = 64;
 
+/// Between looks at the readiness; whoever balances load looks less often.
+const HEALTH: Duration = Duration::from_millis(500);
+
 /// How long streams may take to end once the node stops.
 const STREAMS_END: Duration = Duration::from_secs(2);
 
@@ -50,6 +53,16 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+/// A second handle of a port; of both, only one accepts at a time.
+pub fn share(listener: TcpListener, address: SocketAddr) -> Result<(TcpListener, TcpListener), BindError> {
+    let shared = || {
+        let one = listener.into_std()?;
+        let other = one.try_clone()?;
+        Ok((TcpListener::from_std(one)?, TcpListener::from_std(other)?))
+    };
+    shared().map_err(|source| BindError { address, source })
+}
+
 /// Takes a port, before anything else is touched.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
@@ -59,6 +72,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub struct Grpc {
     tasks: TaskTracker,
     streams: TaskTracker,
+    stop_accepting: CancellationToken,
     stop_streams: CancellationToken,
     stop: CancellationToken,
     health: HealthReporter,
@@ -80,6 +94,7 @@ impl Grpc {
         let grpc = Self {
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
+            stop_accepting: CancellationToken::new(),
             stop_streams: CancellationToken::new(),
             stop: CancellationToken::new(),
             health,
@@ -93,7 +108,7 @@ impl Grpc {
             routes = routes.add_service(reflection);
         }
         let routes = routes.into_axum_router().layer(axum::middleware::map_response(crate::malformed::respond));
-        let incoming = accept::incoming(listener, config, metrics, (&grpc.tasks, &grpc.stop));
+        let incoming = accept::incoming(listener, config, metrics, (&grpc.tasks, &grpc.stop_accepting));
         let stop = grpc.stop.clone();
         let serving = Transport::builder()
             .max_concurrent_streams(config.connection_requests_max)
@@ -113,26 +128,51 @@ impl Grpc {
         grpc
     }
 
-    /// What `grpc.health.v1` says, for the node as a whole and for the data interface.
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status("", status).await;
-        self.health.set_service_status("kv.v1.KvService", status).await;
+    /// Has `grpc.health.v1` say what `/readyz` does, for the node as a whole and for the data interface.
+    pub async fn follow(&self, readiness: Arc<Readiness>) {
+        let (health, stop) = (self.health.clone(), self.stop.clone());
+        let mut said = readiness.is_ready();
+        set_serving(&health, said).await;
+        self.tasks.spawn(async move {
+            while stop.run_until_cancelled(tokio::time::sleep(HEALTH)).await.is_some() {
+                if said != readiness.is_ready() {
+                    said = !said;
+                    set_serving(&health, said).await;
+                }
+            }
+        });
     }
 
-    /// Ends pipelined streams once they answered what they have, then closes all connections.
-    pub async fn shutdown(self) {
+    /// Closes the port. Connections are told to go away and keep the streams they have: the other nodes' messages, which
+    /// a hand-over of leadership takes, and requests that are being answered.
+    pub async fn stop_accepting(&self) {
+        set_serving(&self.health, false).await;
+        self.stop_accepting.cancel();
+    }
+
+    /// Ends pipelined streams once they answered what they have.
+    pub async fn end_streams(&self) {
         self.stop_streams.cancel();
         self.streams.close();
         if tokio::time::timeout(STREAMS_END, self.streams.wait()).await.is_err() {
             tracing::info!(streams = self.streams.len(), "streams that did not end in time are cut");
         }
+    }
+
+    /// Closes all connections.
+    pub async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(STREAMS_END, self.tasks.wait()).await.is_err() {
             tracing::info!("connections that did not end in time are cut");
         }
     }
+}
+
+async fn set_serving(health: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status("", status).await;
+    health.set_service_status("kv.v1.KvService", status).await;
 }
 
 /// So that tools need no .proto files.

@@ -135,6 +135,16 @@ http_status() {
     printf '%s' "${line:0:3}"
 }
 
+# Why node N is not ready, as it says itself; nothing if it is ready or says nothing.
+why_not_ready() {
+    {
+        exec 3<>"/dev/tcp/127.0.0.1/$((KV_BASE_HTTP_PORT + $1))" || return 0
+        printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3
+        timeout 3 sed -n 's/^\[-\] [^:]*: //p' <&3 || true
+        exec 3>&-
+    } 2>/dev/null
+}
+
 # Waits until node N answers PATH with 200; fails with the end of its log if it died or the seconds are over.
 await_http() {
     local number="$1" path="$2" end=$((SECONDS + $3))

@@ -1,6 +1,6 @@
-//! A small filesystem for one node, where mounting is allowed.
+//! A small file system of its own for a node's data folder.
 //!
-//! Invariants: it is unmounted when dropped.
+//! Invariants: it is unmounted when dropped, whatever the test did.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,12 @@ use std::process::Command;
 
 use anyhow::Result;
 
-/// Left when it is filled; below every `disk_free_min` that tests set, above what engines need to end in order.
-const LEFT: u64 = 60 << 20;
-
-/// A mounted filesystem.
+/// A mounted file system.
 #[derive(Debug)]
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// None where mounting is not allowed.
+    /// Over this folder, which is made; None where mounting is not allowed.
     pub fn mount(at: &Path, mebibytes: u64) -> Result<Option<Self>> {
         fs::create_dir_all(at)?;
         let size = format!("size={mebibytes}m");
@@ -24,19 +21,19 @@ impl SmallDisk {
         Ok(mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned())))
     }
 
-    /// Fills it but for a rest.
-    pub fn fill(&self) -> Result<()> {
-        let facts = rustix::fs::statvfs(&self.0)?;
-        let free = facts.f_bavail.saturating_mul(facts.f_frsize).saturating_sub(LEFT);
+    /// Takes so much of it that this many MiB are free.
+    pub fn leave(&self, free_mib: u64) -> Result<()> {
+        self.empty()?;
+        let stats = rustix::fs::statvfs(&self.0)?;
+        let surplus = (stats.f_bavail * stats.f_frsize).saturating_sub(free_mib << 20);
         let filler = fs::File::create(self.filler())?;
-        Ok(rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, free.max(1))?)
+        Ok(rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, surplus.max(1))?)
     }
 
-    /// Makes room again.
-    pub fn free(&self) -> Result<()> {
-        let filler = self.filler();
-        if filler.exists() {
-            fs::remove_file(filler)?;
+    /// Gives back what was taken.
+    pub fn empty(&self) -> Result<()> {
+        if self.filler().exists() {
+            fs::remove_file(self.filler())?;
         }
         Ok(())
     }

@@ -195,7 +195,17 @@ impl NodeProcess {
 
     /// SIGTERM; waits for the end.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
+        self.tell_to_stop()?;
+        self.stopped().await
+    }
+
+    /// SIGTERM; once only, since a second one ends it at once.
+    pub fn tell_to_stop(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Waits for the end of a process that was told to stop.
+    pub async fn stopped(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().with_context(|| format!("node {} is not started", self.number))?;
         let status = timeout(STOP_WITHIN, child.wait()).await;
         Ok(status.with_context(|| format!("node {} did not stop within {STOP_WITHIN:?}", self.number))??)

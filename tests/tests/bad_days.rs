@@ -114,11 +114,11 @@ async fn the_files_of_another_node_are_refused() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_at_fault_names_all_faults_at_once_and_exits_with_2() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let lines = ["bootstrap = true", "join = [\"127.0.0.1:1\"]", "no_such_key = 1", "heartbeat_interval = \"10s\""];
+    let lines = ["bootstrap_nodes = 65", "no_such_key = 1", "heartbeat_interval = \"10s\""];
     let mut node = NodeProcess::new(1, folder.path(), &lines.map(str::to_owned))?;
     let (status, said) = node.start_refused().await?;
     ensure!(status.code() == Some(2), "{status}: {said}");
-    for key in ["bootstrap", "no_such_key", "election_timeout_min"] {
+    for key in ["bootstrap_nodes", "no_such_key", "election_timeout_min"] {
         ensure!(said.contains(key), "{key} is not named in: {said}");
     }
     ensure!(!node.data_dir().exists(), "it began a data folder");
@@ -233,7 +233,7 @@ async fn a_node_with_a_full_disk_is_read_only_until_there_is_space_again() -> Re
     node.start().await?;
     written(&node, "before").await?;
 
-    disk.fill()?;
+    disk.leave(40)?;
     let mut kv = raw::kv(&node.address()).await?;
     wait::until("writes to be refused", WITHIN, || {
         let mut kv = kv.clone();
@@ -249,7 +249,7 @@ async fn a_node_with_a_full_disk_is_read_only_until_there_is_space_again() -> Re
     let status = Admin::to(&node.address()).await?.node_status().await?;
     ensure!(status.read_only, "the status does not say it");
 
-    disk.free()?;
+    disk.empty()?;
     wait::until("writes to be accepted again", WITHIN, || {
         let mut kv = kv.clone();
         async move { Ok(kv.put(put("after", 10)).await.map(|_| ())?) }

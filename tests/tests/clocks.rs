@@ -49,7 +49,10 @@ async fn a_node_whose_clock_is_far_off_refuses_to_lead_and_says_so() -> Result<(
         for listing in admin.shards("default").await? {
             let shard = listing.shard.map(|shard| shard.shard_id).unwrap_or_default();
             // Refused, or given back at once.
-            let _ = admin.service().transfer_leader(TransferLeaderRequest { shard_id: shard, to_node_id: 3 }).await;
+            let _ = admin
+                .service()
+                .transfer_leader(TransferLeaderRequest { shard_id: shard, to_node_id: 3, epoch: 0 })
+                .await;
         }
         node_3_may_lead(&cluster, false).await?;
         let endpoints = [cluster.node(1).address()];

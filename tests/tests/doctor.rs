@@ -109,6 +109,8 @@ fn settings() -> Settings {
         .nodes(5)
         .expect_lost_nodes()
         .expect("the disk is nearly full")
+        .expect("the disk is full")
+        .expect("this node refuses to lead")
         .line("flush_interval = \"200ms\"")
         .line("disk_check_interval = \"100ms\"")
         .line("log_entries_kept = 100")

@@ -10,7 +10,7 @@ use kv_tests::admin::Admin;
 use kv_tests::cluster::Cluster;
 use kv_tests::load::Load;
 use kv_tests::settings::Settings;
-use kv_tests::wait;
+use kv_tests::{http, wait};
 
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,8 @@ async fn first_shard(admin: &mut Admin) -> Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fourth_node_takes_over_from_the_first_which_is_drained_and_removed() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let settings = Settings::default().expect_lost_nodes().expect("this node is no longer a member");
+    let mut cluster = Cluster::start(settings).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
     let fourth = cluster.join_node().await? as u64;
@@ -53,6 +54,12 @@ async fn a_fourth_node_takes_over_from_the_first_which_is_drained_and_removed() 
     }
     admin.service().remove_node(pb::RemoveNodeRequest { node_id: 1, force: vec![] }).await?;
     ensure!(admin.node(1).await?.state() == NodeState::Removed);
+    wait::until("the removed node to say that it is to be stopped", WITHIN, || async {
+        let (status, said) = http::get(&cluster.node(1).http_address(), "/readyz").await?;
+        ensure!(status == 503 && said.contains("removed from the cluster: stop it"), "{status}: {said}");
+        Ok(())
+    })
+    .await?;
     cluster.node_mut(1).kill().await?;
 
     load.progress(300).await?;
@@ -86,7 +93,7 @@ async fn replicas_and_leaders_move_under_load() -> Result<()> {
     wait::until("the new voter to lead", WITHIN, || {
         let mut admin = admin.clone();
         async move {
-            let request = pb::TransferLeaderRequest { shard_id: shard, to_node_id: free };
+            let request = pb::TransferLeaderRequest { shard_id: shard, to_node_id: free, epoch: 0 };
             admin.service().transfer_leader(request).await?;
             ensure!(admin.leader(shard).await? == free, "not yet");
             Ok(())
@@ -142,6 +149,9 @@ async fn a_change_planned_from_an_old_epoch_is_refused() -> Result<()> {
     let free = (1..=4).find(|node| !on.contains(node)).context("one of four nodes has no replica")?;
     let request = pb::AddLearnerRequest { shard_id: shard, node_id: free, epoch: 4711 };
     let status = admin.service().add_learner(request).await.err().context("it was accepted")?;
+    ensure!(ServiceError::from_status(&status).reason() == "CONFLICT", "{status:?}");
+    let request = pb::TransferLeaderRequest { shard_id: shard, to_node_id: 0, epoch: 4711 };
+    let status = admin.service().transfer_leader(request).await.err().context("it was accepted")?;
     ensure!(ServiceError::from_status(&status).reason() == "CONFLICT", "{status:?}");
     cluster.finish().await
 }

@@ -25,12 +25,10 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
     for seed in &config.join {
         address(&mut need, "join", seed);
     }
-    need(
-        !config.bootstrap || config.join.is_empty(),
-        "bootstrap",
-        "contradicts join: a node either begins a cluster or joins one".to_owned(),
-    );
-    need((1..=64).contains(&config.bootstrap_nodes), "bootstrap_nodes", "must be between 1 and 64".to_owned());
+    let twice =
+        config.join.iter().enumerate().find(|(at, seed)| config.join.iter().take(*at).any(|other| other == *seed));
+    need(twice.is_none(), "join", format!("names {} twice", twice.map_or("", |(_, seed)| seed)));
+    need(config.bootstrap_nodes <= 64, "bootstrap_nodes", "must be at most 64".to_owned());
     need(
         config.default_shards <= KEYSPACE_SHARDS_MAX,
         "default_shards",

@@ -44,9 +44,10 @@ pub struct Config {
     /// The address others reach that by.
     pub http_advertise: String,
 
-    /// Begin a new cluster if the folder is empty.
+    /// Begin a new cluster if the folder is empty; with `join`, only as the first of that list and if all others of it
+    /// are empty too.
     pub bootstrap: bool,
-    /// The `default` keyspace is created once this many nodes joined.
+    /// The `default` keyspace is created once this many nodes joined; 0 means as many as `join` names, at least one.
     pub bootstrap_nodes: u32,
     /// Shards of the `default` keyspace; 0 means one per bootstrap node.
     pub default_shards: u32,
@@ -126,7 +127,7 @@ impl Default for Config {
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7101)),
             http_advertise: String::new(),
             bootstrap: false,
-            bootstrap_nodes: 1,
+            bootstrap_nodes: 0,
             default_shards: 0,
             join: Vec::new(),
             log: "info,openraft=error".to_owned(),
@@ -172,7 +173,14 @@ impl Config {
     /// Shards of the `default` keyspace, with the default worked out.
     #[must_use]
     pub fn default_shards(&self) -> u32 {
-        if self.default_shards == 0 { self.bootstrap_nodes.max(1) } else { self.default_shards }
+        if self.default_shards == 0 { self.bootstrap_nodes() } else { self.default_shards }
+    }
+
+    /// Nodes that make a cluster complete, with the default worked out.
+    #[must_use]
+    pub fn bootstrap_nodes(&self) -> u32 {
+        let named = u32::try_from(self.join.len()).unwrap_or(u32::MAX);
+        if self.bootstrap_nodes == 0 { named.max(1) } else { self.bootstrap_nodes }
     }
 }
 

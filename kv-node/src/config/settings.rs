@@ -54,8 +54,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(advertise, plain, "ADDRESS", "The address others reach it by [default: listen]"),
     setting!(http_listen, plain, "ADDRESS", "Where /metrics, /livez and /readyz are served"),
     setting!(http_advertise, plain, "ADDRESS", "The address others reach that by [default: http-listen]"),
-    setting!(bootstrap, plain, "BOOL", "Begin a new cluster if the data folder is empty"),
-    setting!(bootstrap_nodes, plain, "NUMBER", "Create the default keyspace once this many nodes joined"),
+    setting!(
+        bootstrap,
+        plain,
+        "BOOL",
+        "Begin a new cluster if the data folder is empty; with join: if this node is the first it names and all others are empty"
+    ),
+    setting!(
+        bootstrap_nodes,
+        plain,
+        "NUMBER",
+        "Create the default keyspace once this many nodes joined; 0: as many as join names, at least one"
+    ),
     setting!(default_shards, plain, "NUMBER", "Shards of the default keyspace; 0: one per bootstrap node"),
     setting!(join, list, "ADDRESSES", "Members of the cluster to join if the data folder is empty, by commas"),
     setting!(log, plain, "FILTER", "Which log lines, as in info,kv_raft=debug"),

@@ -22,6 +22,14 @@ fn a_data_folder_is_all_a_node_needs_to_be_told() {
 }
 
 #[test]
+fn a_list_of_seeds_says_how_many_nodes_make_the_cluster() {
+    let config = load_from(&["--data-dir", "/data", "--bootstrap", "--join", "a:1,b:1,c:1"], &[]).unwrap();
+    assert_eq!((config.bootstrap_nodes(), config.default_shards()), (3, 3));
+    let given = load_from(&["--data-dir", "/data", "--join", "a:1,b:1", "--bootstrap-nodes", "5"], &[]).unwrap();
+    assert_eq!(given.bootstrap_nodes(), 5);
+}
+
+#[test]
 fn flags_override_variables_which_override_the_file() {
     let file = file("data_dir = '/file'\nlog = 'debug'\nheartbeat_interval = '50ms'\nbootstrap_nodes = 3\n");
     let path = file.path().to_str().unwrap();
@@ -38,7 +46,8 @@ fn flags_override_variables_which_override_the_file() {
 fn every_fault_is_reported_at_once_with_where_it_came_from() {
     let file = file("data_dirr = '/x'\nlog-format = 'json'\nlog_cache = 1.5\nelection_timeout_min = '200ms'\n");
     let path = file.path().to_str().unwrap();
-    let arguments = ["--config", path, "--bootstrap", "--join", "10.0.0.1:7001", "--connections-max", "many"];
+    let arguments =
+        ["--config", path, "--bootstrap", "--join", "10.0.0.1:7001,10.0.0.1:7001", "--connections-max", "many"];
     let faults = load_from(&arguments, &[("KV_DISK_FREE_MIN", "lots"), ("KV_ADVERTISE", "0.0.0.0:7001")]).unwrap_err();
     let text = faults.to_string();
     for part in [
@@ -46,7 +55,7 @@ fn every_fault_is_reported_at_once_with_where_it_came_from() {
         "log-format: is not a known key; did you mean log_format",
         "log_cache: is a float",
         "election_timeout_min: must be at least three heartbeat_interval",
-        "bootstrap: contradicts join",
+        "join: names 10.0.0.1:7001 twice",
         "connections_max: \"many\" is not a whole number (--connections-max)",
         "disk_free_min: \"lots\" is not a size as in 64MiB (KV_DISK_FREE_MIN)",
         "advertise: 0.0.0.0:7001 means every interface",

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::ids::{NodeId, SYSTEM_SHARD, ShardId};
+use kv_proto::pb::admin::v1::{Node, NodeState};
 use kv_proto::pb::raft::v1::{FetchCatalogRequest, FetchCatalogResponse};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::shared::NodeShared;
 use super::status::peer_clock;
-use crate::catalog::{LeaderRecord, store};
+use crate::catalog::{CatalogView, LeaderRecord, store};
 use crate::host::clocks;
 use crate::node::readiness::Check;
 
@@ -37,8 +38,9 @@ const RETRY: Duration = Duration::from_millis(200);
 pub async fn follow_catalog(shared: Arc<NodeShared>, changed: Arc<Notify>, cancel: CancellationToken) {
     let mut applied = None;
     let mut turn: usize = 0;
+    let mut said = false;
     while !cancel.is_cancelled() {
-        shared.readiness.set("catalog", knowledge(&shared));
+        note_knowledge(&shared, &mut said);
         let is_local = shared.host.replica(SYSTEM_SHARD).is_some();
         let pause = if is_local {
             read_local(&shared, &mut applied).await;
@@ -56,16 +58,19 @@ pub async fn follow_catalog(shared: Arc<NodeShared>, changed: Arc<Notify>, cance
     }
 }
 
-/// Without a catalog no request can be routed; without membership all are sent on.
-fn knowledge(shared: &NodeShared) -> Check {
-    let view = shared.view.load();
+/// Without a catalog no request can be routed. A node that was taken out sends requests on, but must not look alive.
+fn knowledge(view: &CatalogView, node: NodeId) -> Check {
     if view.version() == 0 {
         return Check::Failed("it knows no catalog yet".to_owned());
     }
-    if view.members().any(|node| node.node_id == shared.node().0) {
-        Check::Passed
-    } else {
-        Check::Warned("this node is no longer a member of the cluster".to_owned())
+    match view.node(node).map(Node::state) {
+        Some(NodeState::Active | NodeState::Draining | NodeState::Drained) => Check::Passed,
+        Some(NodeState::Removed) => Check::Failed("removed from the cluster: stop it".to_owned()),
+        Some(NodeState::Lost) => {
+            let why = "given up by the cluster: stop it, and start it with an empty data folder to join again";
+            Check::Failed(why.to_owned())
+        }
+        Some(NodeState::Unspecified) | None => Check::Warned("the catalog it knows does not name it yet".to_owned()),
     }
 }
 
@@ -77,6 +82,18 @@ fn content(shared: &NodeShared) -> Check {
         return Check::Passed;
     }
     Check::Warned(format!("the replicas of shards {} differ from the majority: quarantined", wrong.join(", ")))
+}
+
+/// Sets the check, and says it aloud when it is not a member any more.
+fn note_knowledge(shared: &NodeShared, said: &mut bool) {
+    let check = knowledge(&shared.view.load(), shared.node());
+    if let Check::Failed(why) = &check
+        && shared.view.load().version() > 0
+        && !std::mem::replace(said, true)
+    {
+        tracing::warn!(node = %shared.node(), why, "this node is no longer a member");
+    }
+    shared.readiness.set("catalog", check);
 }
 
 async fn read_local(shared: &Arc<NodeShared>, applied: &mut Option<u64>) {
@@ -124,17 +141,17 @@ pub async fn follow_leaders(shared: Arc<NodeShared>, cancel: CancellationToken) 
 
 /// Refuses to lead while the clock is far off.
 pub async fn watch_clock(shared: Arc<NodeShared>, cancel: CancellationToken) {
-    let mut before = None;
+    let mut before = false;
     while cancel.run_until_cancelled(tokio::time::sleep(GOSSIP)).await.is_some() {
         let peers = shared.host.context().transport().peers();
         let clocks: Vec<_> = peers.iter().map(peer_clock).collect();
         let refusal = clocks::refusal(&clocks, shared.config.clock_offset_max);
-        if refusal.is_some() != before.is_some() || shared.host.may_not_lead().is_some() != refusal.is_some() {
-            shared.host.set_may_lead(refusal.clone());
+        if refusal.is_some() != before {
+            before = refusal.is_some();
             let check = refusal.as_ref().map_or(Check::Passed, |why| Check::Warned(format!("refuses to lead: {why}")));
             shared.readiness.set("clock", check);
         }
-        before = refusal;
+        shared.host.set_clock(refusal);
     }
 }
 
@@ -170,4 +187,31 @@ async fn take_in(shared: &Arc<NodeShared>, response: FetchCatalogResponse) {
 fn others(shared: &NodeShared) -> Vec<NodeId> {
     let view = shared.view.load();
     view.members().map(|node| NodeId(node.node_id)).filter(|node| *node != shared.node()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::pb::admin::v1::Catalog;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_taken_out_is_not_ready_and_says_what_to_do() {
+        let view = |state: NodeState| {
+            let node = Node { node_id: 4, state: state.into(), ..Default::default() };
+            let format = crate::catalog::records::FORMAT;
+            CatalogView::new(Catalog { format, version: 1, nodes: vec![node], ..Default::default() }).unwrap()
+        };
+        let check = |state| knowledge(&view(state), NodeId(4));
+        assert_eq!(check(NodeState::Removed), Check::Failed("removed from the cluster: stop it".to_owned()));
+        assert!(matches!(check(NodeState::Lost), Check::Failed(why) if why.contains("empty data folder")));
+        for state in [NodeState::Active, NodeState::Draining, NodeState::Drained] {
+            assert_eq!(check(state), Check::Passed);
+        }
+        assert!(
+            matches!(knowledge(&view(NodeState::Active), NodeId(5)), Check::Warned(_)),
+            "the view is older than it"
+        );
+        assert!(matches!(knowledge(&CatalogView::default(), NodeId(4)), Check::Failed(_)));
+    }
 }

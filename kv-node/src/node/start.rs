@@ -37,8 +37,10 @@ use crate::controller::run::Controller;
 use crate::editor::Editor;
 use crate::host::Host;
 use crate::identity::{DataFolder, Identity, IdentityError, Stage, random_id};
+use crate::join::seeds::{self, Way};
 use crate::join::{self, JoinError};
 use crate::peers::Peers;
+use crate::waiting::{Door, Waiting};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,8 @@ pub struct StartParts {
     pub log_metrics: Arc<LogMetrics>,
     /// What this node takes on.
     pub admission: Arc<Admission>,
+    /// Where a node that waits for a cluster answers.
+    pub door: Door,
     /// Ends a start that waits for a cluster.
     pub cancel: CancellationToken,
 }
@@ -107,7 +111,7 @@ impl Node {
     /// the first time waits for the cluster.
     pub async fn start(parts: StartParts) -> Result<Self, StartError> {
         let started = Instant::now();
-        let StartParts { config, readiness, raft_metrics, log_metrics, admission, cancel } = parts;
+        let StartParts { config, readiness, raft_metrics, log_metrics, admission, door, cancel } = parts;
         let starting = |what: &str| readiness.set("node", Check::Failed(format!("it is {what}")));
         starting("opening its data folder");
         let folder = DataFolder::open(&config.data_dir)?;
@@ -119,7 +123,10 @@ impl Node {
         let peers = Peers::new(pool.clone(), Arc::clone(current.view()));
         if identity.stage == Stage::Joining {
             starting("waiting to be let into the cluster");
-            identity = enter(&folder, identity, &config, &peers, &current, &cancel).await?;
+            let waiting = Waiting::start(door, &identity, &config);
+            let entry = Entry { folder: &folder, config: &config, peers: &peers, current: &current, cancel: &cancel };
+            identity = entry.enter(identity, starting).await?;
+            waiting.end().await;
         }
         failpoint!("start.joined");
         starting("opening its engines");
@@ -236,10 +243,8 @@ fn identity(folder: &DataFolder, config: &Config) -> Result<Identity, StartError
     }
     let identity = match (config.bootstrap, config.join.is_empty()) {
         (true, true) => Identity::create(Stage::Bootstrapping, random_id(), FIRST_NODE),
-        (false, false) => Identity::create(Stage::Joining, String::new(), NodeId(0)),
-        (true, false) | (false, true) => {
-            return Err(StartError::WhichCluster(folder.path().display().to_string()));
-        }
+        (_, false) => Identity::create(Stage::Joining, String::new(), NodeId(0)),
+        (false, true) => return Err(StartError::WhichCluster(folder.path().display().to_string())),
     };
     folder.write_identity(&identity)?;
     Ok(identity)
@@ -279,29 +284,45 @@ fn check_engines(folder: &DataFolder, identity: &Identity, current: &CurrentCata
     Err(IdentityError::Missing { path: folder.log_dir(), found }.into())
 }
 
-async fn enter(
-    folder: &DataFolder,
-    identity: Identity,
-    config: &Config,
-    peers: &Peers,
-    current: &CurrentCatalog,
-    cancel: &CancellationToken,
-) -> Result<Identity, StartError> {
-    if config.join.is_empty() {
-        return Err(StartError::WhichCluster(folder.path().display().to_string()));
+/// What the way into a cluster takes.
+struct Entry<'a> {
+    folder: &'a DataFolder,
+    config: &'a Config,
+    peers: &'a Peers,
+    current: &'a CurrentCatalog,
+    cancel: &'a CancellationToken,
+}
+
+impl Entry<'_> {
+    /// Begins a cluster or is let into one; `waits` is told what for.
+    async fn enter(&self, identity: Identity, waits: impl Fn(&str)) -> Result<Identity, StartError> {
+        let Self { folder, config, peers, current, cancel } = self;
+        if config.join.is_empty() {
+            return Err(StartError::WhichCluster(folder.path().display().to_string()));
+        }
+        if config.bootstrap {
+            let waits = |why: &str| waits(&format!("waiting for the other nodes of its list: {why}"));
+            if seeds::meet(peers, &identity, config, waits, cancel).await? == Way::Begin {
+                let identity = identity.into_first(random_id(), FIRST_NODE);
+                folder.write_identity(&identity)?;
+                tracing::info!(cluster = identity.cluster_id, "every node of the list is new: beginning a cluster");
+                return Ok(identity);
+            }
+        }
+        waits("waiting to be let into the cluster");
+        let answer = join::join(peers, &config.join, &identity, config, cancel).await?;
+        if answer.cluster_id.is_empty() || answer.node_id == 0 {
+            let why = "the cluster answered without ids".to_owned();
+            return Err(JoinError::Refused(ServiceError::Foreign { code: tonic::Code::Unknown, message: why }).into());
+        }
+        let identity = identity.into_member(answer.cluster_id, NodeId(answer.node_id));
+        folder.write_identity(&identity)?;
+        if let Some(catalog) = answer.catalog {
+            current.publish(catalog).await;
+        }
+        tracing::info!(node = %identity.node(), cluster = identity.cluster_id, "joined");
+        Ok(identity)
     }
-    let answer = join::join(peers, &config.join, &identity, config, cancel).await?;
-    if answer.cluster_id.is_empty() || answer.node_id == 0 {
-        let why = "the cluster answered without ids".to_owned();
-        return Err(JoinError::Refused(ServiceError::Foreign { code: tonic::Code::Unknown, message: why }).into());
-    }
-    let identity = identity.into_member(answer.cluster_id, NodeId(answer.node_id));
-    folder.write_identity(&identity)?;
-    if let Some(catalog) = answer.catalog {
-        current.publish(catalog).await;
-    }
-    tracing::info!(node = %identity.node(), cluster = identity.cluster_id, "joined");
-    Ok(identity)
 }
 
 /// Opens both engines of a data folder.

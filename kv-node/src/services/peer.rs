@@ -15,8 +15,8 @@ use kv_proto::pb::admin::v1::{CheckShardResponse, Node, ReplicaStatus};
 use kv_proto::pb::raft::v1::peer_service_server::PeerService;
 use kv_proto::pb::raft::v1::replica_step_request::Step;
 use kv_proto::pb::raft::v1::{
-    FetchCatalogRequest, FetchCatalogResponse, JoinRequest, JoinResponse, LedShard, ReplicaStepRequest,
-    ReplicaStepResponse,
+    FetchCatalogRequest, FetchCatalogResponse, IntroduceRequest, IntroduceResponse, JoinRequest, JoinResponse,
+    LedShard, ReplicaStepRequest, ReplicaStepResponse,
 };
 use kv_raft::replica::{CheckOutcome, MembershipError, Replica};
 use tokio::time::Instant;
@@ -239,6 +239,12 @@ pub(super) fn lost(error: &tokio::task::JoinError) -> ServiceError {
 impl PeerService for PeerApi {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         Ok(Response::new(self.let_in(request.get_ref()).await?))
+    }
+
+    async fn introduce(&self, _: Request<IntroduceRequest>) -> Result<Response<IntroduceResponse>, Status> {
+        let (instance_id, cluster_id) =
+            (self.shared.identity.instance_bytes().into(), self.shared.cluster_id().to_owned());
+        Ok(Response::new(IntroduceResponse { instance_id, cluster_id, seeds: Vec::new() }))
     }
 
     async fn fetch_catalog(

@@ -5,7 +5,7 @@
 //! Not here: the work done on a schedule (keeper).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -64,7 +64,21 @@ pub(super) struct Shared {
     /// Bytes that went into the log since the process began.
     log_bytes: AtomicU64,
     failure: watch::Sender<Option<String>>,
+    /// Set while the disk is so full that followers here take no entries.
+    refuses_entries: AtomicBool,
     tasks: TaskTracker,
+}
+
+/// How much the disk of a node still takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Nothing to fear.
+    Plenty,
+    /// The node should lead nothing: its peers are told.
+    Low,
+    /// Followers here also refuse entries and snapshots, so that the engines never meet a full disk; heartbeats and votes
+    /// are answered. Leaders send them again and again until there is room.
+    None,
 }
 
 impl RaftContext {
@@ -86,6 +100,7 @@ impl RaftContext {
             replicas: RwLock::default(),
             log_bytes: AtomicU64::new(0),
             failure: watch::Sender::new(None),
+            refuses_entries: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         });
         #[cfg(kv_sim)]
@@ -94,6 +109,7 @@ impl RaftContext {
             crate::simulated::began(move || registry.clear());
         }
         shared.tasks.spawn(keeper::watch_storage(Arc::clone(&shared)));
+        shared.tasks.spawn(keeper::watch_elections(Arc::clone(&shared)));
         shared.tasks.spawn(keeper::flush(Arc::clone(&shared)));
         shared.tasks.spawn(keeper::follow_nodes(Arc::clone(&shared)));
         if shared.timing.hibernate_after.is_some() {
@@ -153,6 +169,18 @@ impl RaftContext {
         keeper::flush_once(&self.shared).await
     }
 
+    /// Tells how much the disk still takes; replicas and peers go by it at once.
+    pub fn set_room(&self, room: Room) {
+        self.shared.transport.set_full(room != Room::Plenty);
+        self.shared.refuses_entries.store(room == Room::None, Ordering::Release);
+    }
+
+    /// Whether followers here refuse entries because the disk is full.
+    #[must_use]
+    pub fn refuses_entries(&self) -> bool {
+        self.shared.refuses_entries.load(Ordering::Acquire)
+    }
+
     /// Ends the scheduled work; replicas are stopped before, transport and engines after.
     pub async fn shutdown(&self) {
         self.shared.cancel.cancel();
@@ -209,6 +237,12 @@ impl Shared {
 
     pub(super) fn failure(&self) -> Option<String> {
         self.failure.borrow().clone()
+    }
+
+    /// Refuses what a follower would have to write, while there is no room.
+    pub(super) fn check_room(&self) -> Result<(), String> {
+        let refuses = self.refuses_entries.load(Ordering::Acquire);
+        if refuses { Err("the disk is full: it takes no entries until there is room".to_owned()) } else { Ok(()) }
     }
 
     pub(super) fn count_log_bytes(&self, bytes: usize) {

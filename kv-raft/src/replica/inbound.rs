@@ -1,7 +1,8 @@
 //! Messages of other replicas to this one.
 //!
 //! Invariants: any message of Raft wakes a sleeping replica; within an election timeout of its process's start a
-//! replica grants no vote, because its former self may have given the leader a lease that still runs.
+//! replica grants no vote, because its former self may have given the leader a lease that still runs; without room on
+//! the disk nothing is taken that has to be written, but for votes.
 //!
 //! Not here: decoding (transport, messages); what Raft answers (openraft).
 
@@ -51,6 +52,7 @@ impl Inbound for Replica {
     }
 
     fn begin_snapshot(&self, meta: SnapshotMeta) -> Result<SnapshotSink, String> {
+        self.context.check_room()?;
         self.context.data.receive_snapshot(self.shard, meta).map_err(|e| e.to_string())
     }
 
@@ -75,6 +77,7 @@ impl Replica {
         let bytes = body.len();
         let request: AppendEntriesRequest<ShardRaft> = transport::decode_append(body).map_err(|e| e.to_string())?;
         if !request.entries.is_empty() {
+            self.context.check_room()?;
             self.context.count_log_bytes(bytes);
             self.noticed();
         }
@@ -108,6 +111,10 @@ impl Replica {
 
     async fn transferred(&self, body: &[u8]) -> Result<Bytes, String> {
         let request = transport::decode_transfer(body).map_err(|e| e.to_string())?;
+        // Whoever hands over may not have heard of it yet; it tries another one.
+        if *request.to_node_id() == self.replica.0 && !self.may_lead() {
+            return Err("this replica may not lead".to_owned());
+        }
         self.roused();
         let response = self.raft.handle_transfer_leader(request).await.map_err(|e| e.to_string())?;
         Ok(transport::encode_transferred(&response))

@@ -105,7 +105,8 @@ impl Replica {
         }
     }
 
-    /// The voter best placed to lead next: alive and furthest; None if there is none, or this replica does not lead.
+    /// The voter best placed to lead next: alive, with room on its disk, and furthest; None if there is none, or this
+    /// replica does not lead.
     #[must_use]
     pub fn best_successor(&self) -> Option<ReplicaId> {
         let status = self.status();
@@ -113,7 +114,7 @@ impl Replica {
         let fit = status.followers.iter().filter(|follower| {
             is_voter(follower.replica)
                 && follower.lag <= TRANSFER_LAG_MAX
-                && self.context.transport.alive(follower.node)
+                && self.context.transport.has_room(follower.node)
         });
         fit.max_by_key(|follower| (follower.matched, std::cmp::Reverse(follower.replica))).map(|best| best.replica)
     }

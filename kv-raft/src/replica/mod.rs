@@ -17,6 +17,8 @@ mod inbound;
 
 mod sleep;
 
+mod elections;
+
 mod membership;
 
 mod checks;
@@ -45,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::checks::CheckOutcome;
-pub use self::context::{ContextParts, RaftContext};
+pub use self::context::{ContextParts, RaftContext, Room};
 pub use self::errors::{MembershipError, ProposeError, ReadError, StartError};
 pub use self::reads::ReadMode;
 
@@ -94,6 +96,8 @@ pub struct Replica {
     /// A hibernation is being agreed.
     dozing: AtomicBool,
     may_lead: AtomicBool,
+    /// Since when the leader is not alive, in milliseconds since the context began; 0 while it is.
+    leaderless: AtomicU64,
     /// Until then this process grants no votes and stands for none; None if it never gave a lease away.
     votes_from: Option<Instant>,
     /// Last index known to be applied durably.
@@ -147,6 +151,7 @@ impl Replica {
             asleep: Mutex::new(None),
             dozing: AtomicBool::new(false),
             may_lead: AtomicBool::new(true),
+            leaderless: AtomicU64::new(0),
             votes_from,
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),
             checks: Checks::new(),
@@ -230,6 +235,12 @@ impl Replica {
         }
     }
 
+    /// Whether this replica may lead; one that may not and still does is handing leadership over.
+    #[must_use]
+    pub fn may_lead(&self) -> bool {
+        self.may_lead.load(Ordering::Acquire)
+    }
+
     /// Ends consensus and waits for all tasks. What waits is answered; what was proposed may still apply.
     pub async fn stop(&self) {
         self.stopping.cancel();
@@ -274,20 +285,6 @@ impl Replica {
                 Some(LeaderInfo { replica: ReplicaId(replica), node: NodeId(member.node), term })
             }
             None => known,
-        }
-    }
-
-    /// Elections are on unless this replica may not lead, sleeps, or its process only just began.
-    fn set_elections(&self) {
-        let from_passed = self.votes_from.is_none_or(|from| from <= Instant::now());
-        let on = self.leads_if_elected() && !self.is_hibernated() && from_passed;
-        self.raft.runtime_config().elect(on);
-    }
-
-    async fn stand_from(self: Arc<Self>, from: Instant) {
-        let passed = self.stopping.run_until_cancelled(tokio::time::sleep_until(from)).await;
-        if passed.is_some() {
-            self.set_elections();
         }
     }
 

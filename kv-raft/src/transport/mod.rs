@@ -26,6 +26,7 @@ mod messages;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kv_proto::ids::NodeId;
@@ -105,6 +106,8 @@ pub(crate) struct Inner {
     peers: Peers,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
     snapshot_rate: Rate,
+    /// Whether this node's disk is nearly full, which its peers are told.
+    full: AtomicBool,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -128,6 +131,7 @@ impl Transport {
             metrics,
             peers: Peers::new(),
             links: Mutex::default(),
+            full: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         });
@@ -194,6 +198,22 @@ impl Transport {
         node == self.node() || self.last_heard(node).is_some_and(|heard| heard <= self.inner.config.timing.silence())
     }
 
+    /// Whether a node is alive and has room on its disk, as far as it said.
+    #[must_use]
+    pub fn has_room(&self, node: NodeId) -> bool {
+        let is_full = if node == self.node() { self.is_full() } else { self.inner.peers.is_full(node) };
+        !is_full && self.alive(node)
+    }
+
+    /// Tells the peers, with the next heartbeat, whether this node's disk is nearly full.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.inner.full.store(full, Ordering::Relaxed);
+    }
+
+    fn is_full(&self) -> bool {
+        self.inner.full.load(Ordering::Relaxed)
+    }
+
     /// The living nodes with their incarnations, whenever that changes.
     #[must_use]
     pub fn watch_alive(&self) -> watch::Receiver<Alive> {
@@ -233,10 +253,11 @@ impl Inner {
             format: TRANSPORT_FORMAT,
             wall_ms: self.clock.wall_millis(),
             incarnation: self.config.incarnation,
+            full: self.full.load(Ordering::Relaxed),
         }
     }
 
-    /// Why a peer's introduction is not accepted, if so; `expected` is who it must be, where that is known.
+    /// Takes a peer's introduction in, or says why it is not accepted; `expected` is who it must be, where that is known.
     fn check_hello(&self, hello: &Hello, expected: Option<NodeId>) -> Result<NodeId, String> {
         let from = NodeId(hello.from_node_id);
         if hello.format != TRANSPORT_FORMAT {
@@ -257,6 +278,7 @@ impl Inner {
         if expected.is_some_and(|expected| expected != from) {
             return Err(format!("node {from} answered in place of another"));
         }
+        self.peers.cell(from).set_full(hello.full);
         Ok(from)
     }
 }

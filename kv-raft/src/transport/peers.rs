@@ -40,6 +40,7 @@ pub(super) struct PeerCell {
     offset_ms: AtomicI64,
     incarnation: AtomicU64,
     connected: AtomicBool,
+    full: AtomicBool,
 }
 
 impl PeerCell {
@@ -59,6 +60,10 @@ impl PeerCell {
 
     pub(super) fn set_connected(&self, connected: bool) {
         self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
     }
 
     fn last_heard(&self) -> Option<Duration> {
@@ -89,6 +94,7 @@ impl Peers {
             offset_ms: AtomicI64::new(0),
             incarnation: AtomicU64::new(0),
             connected: AtomicBool::new(false),
+            full: AtomicBool::new(false),
         };
         Arc::clone(self.cells.write().entry(node).or_insert_with(|| Arc::new(new())))
     }
@@ -99,6 +105,11 @@ impl Peers {
 
     pub(super) fn last_heard(&self, node: NodeId) -> Option<Duration> {
         self.cells.read().get(&node)?.last_heard()
+    }
+
+    /// Whether it last said that its disk is nearly full.
+    pub(super) fn is_full(&self, node: NodeId) -> bool {
+        self.cells.read().get(&node).is_some_and(|cell| cell.full.load(Ordering::Relaxed))
     }
 
     /// All nodes, in order of their id.

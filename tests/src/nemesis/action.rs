@@ -23,6 +23,8 @@ use crate::network::rules::{Link, Party, Rule};
 
 /// Seconds; far beyond `clock_offset_max`.
 const CLOCK_JUMP: i64 = 600;
+/// Left of a disk that is filled: too little to take writes, and less than the engines of a node that goes on writing fill.
+const DISK_LEFT_MEBIBYTES: u64 = 60;
 /// Administration during a storm may hang on what is cut off.
 const ADMIN_WITHIN: Duration = Duration::from_secs(3);
 
@@ -83,7 +85,7 @@ pub(super) async fn begin(cluster: &mut Cluster, step: &Step, random: &mut StdRn
         Kind::FillDisk => match cluster.disk(number) {
             None => Ok(None),
             Some(disk) => {
-                disk.fill()?;
+                disk.leave(DISK_LEFT_MEBIBYTES)?;
                 Ok(Some(Some(Undo::Disk(number))))
             }
         },
@@ -124,7 +126,7 @@ pub(super) async fn undo(cluster: &mut Cluster, undo: Undo) -> Result<()> {
             network(cluster)?.rules().end(fault);
             Ok(())
         }
-        Undo::Disk(number) => cluster.disk(number).map_or(Ok(()), |disk| disk.free()),
+        Undo::Disk(number) => cluster.disk(number).map_or(Ok(()), |disk| disk.empty()),
     }
 }
 

@@ -30,7 +30,7 @@ const BEGUN: usize = 64;
 const ACCEPT_FAILED_WAIT: Duration = Duration::from_millis(50);
 
 /// A connection within the limit.
-pub(super) struct Connection {
+pub struct Connection {
     stream: TcpStream,
     open: Gauge,
     _place: OwnedSemaphorePermit,
@@ -43,7 +43,7 @@ impl Drop for Connection {
 }
 
 /// Accepts until `stop`.
-pub(super) fn incoming(
+pub fn incoming(
     listener: TcpListener,
     config: &Config,
     metrics: &Arc<EdgeMetrics>,
