@@ -8,7 +8,7 @@ use std::time::Duration;
 use fake::{Act, Fake, Silent};
 use futures::future::join_all;
 use kv_client::connection::{CallError, ConnectionError, ConnectionOptions, NodePool, pipeline_call};
-use kv_client::{CasResult, Client, Error, Outcome, ServiceError};
+use kv_client::{CasResult, Client, Consistency, Error, Outcome, ServiceError};
 use kv_proto::pb::v1 as pb;
 use std::future::IntoFuture as _;
 use tokio::time::Instant;
@@ -92,6 +92,42 @@ async fn a_write_that_no_node_could_be_sent_was_not_applied() {
     let error = client.put("a", "1").timeout(Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
     assert_eq!(error.outcome(), Outcome::NotApplied);
+}
+
+#[tokio::test]
+async fn a_write_to_a_server_that_is_no_node_was_not_applied() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
+    let look = async {
+        let client = Client::builder().endpoints([address]).build_lazy().unwrap();
+        let error = client.put("a", "1").await.unwrap_err();
+        assert!(matches!(error.service(), Some(ServiceError::Foreign { .. })), "{error}");
+        assert_eq!(error.outcome(), Outcome::NotApplied);
+        let create = kv_proto::pb::admin::v1::CreateKeyspaceRequest::default();
+        assert_eq!(client.admin().create_keyspace(create).await.unwrap_err().outcome(), Outcome::NotApplied);
+    };
+    tokio::select! {
+        () = look => {}
+        ended = server.serve_with_incoming(incoming) => panic!("the server ended: {ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_stale_read_with_a_bound_goes_to_the_leader_and_one_without_to_any_replica() {
+    let cluster = Fake::hashed(3, 1);
+    cluster.lead(2, 2);
+    let client = cluster.client().await;
+    let asked = async |max| {
+        cluster.state.change(|inner| inner.sent.clear());
+        for _ in 0..30 {
+            client.get("a").consistency(Consistency::Stale { max }).await.unwrap();
+        }
+        cluster.state.change(|inner| inner.sent.iter().filter(|sent| sent.node != 2).count())
+    };
+    assert_eq!(asked(Duration::from_secs(1)).await, 0, "only the leader keeps a bound");
+    assert!(asked(Duration::ZERO).await > 0, "nobody but the leader was asked");
 }
 
 #[tokio::test]

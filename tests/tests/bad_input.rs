@@ -250,6 +250,47 @@ async fn a_deadline_is_needed_and_bounded() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_on_the_way_is_named_and_its_outcome_is_true() -> Result<()> {
+    let cluster = Cluster::start(Settings::default().nodes(1).shards(2)).await?;
+    let mut kv = raw::kv(&cluster.node(1).address()).await?;
+    let name = |n: u64| Bytes::from(format!("hasty{n}"));
+    let call = |n| {
+        let hasty = RequestHeader { timeout_ms: 1, ..header().unwrap_or_default() };
+        let put = PutRequest { header: Some(hasty), key: name(n), value: value(4096) };
+        PipelineCall { id: n, request: Some(pipeline_call::Request::Put(put)) }
+    };
+    let calls = (0..500).map(call).collect();
+    let mut replies = kv.pipeline(tokio_stream::iter([PipelineRequest { calls }])).await?.into_inner();
+    let mut outcomes = std::collections::BTreeMap::new();
+    while let Some(message) = replies.message().await? {
+        for reply in message.replies {
+            let response = reply.response.context("a reply says something")?;
+            let outcome = if let pipeline_reply::Response::Failure(failure) = response {
+                let error = ServiceError::from_failure(failure);
+                ensure!(error.reason() == "DEADLINE_EXCEEDED", "{error:?}");
+                Some(error.outcome())
+            } else {
+                None
+            };
+            outcomes.insert(reply.id, outcome);
+        }
+    }
+    ensure!(outcomes.len() == 500, "{} of 500 were answered", outcomes.len());
+    for (n, outcome) in &outcomes {
+        let found = kv.get(GetRequest { header: header(), key: name(*n), read: None }).await?.into_inner().entry;
+        match outcome {
+            None => ensure!(found.is_some(), "acknowledged write {n} is not there"),
+            Some(Outcome::NotApplied) => ensure!(found.is_none(), "write {n} is there, though it was not applied"),
+            Some(Outcome::Unknown) => {}
+        }
+    }
+    let count = |wanted: Option<Outcome>| outcomes.values().filter(|outcome| **outcome == wanted).count();
+    let (late, open) = (count(Some(Outcome::NotApplied)), count(Some(Outcome::Unknown)));
+    println!("of 500 puts with a millisecond each: {} done, {late} not applied, {open} unknown", count(None));
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_at_fault_are_refused() -> Result<()> {
     on_a_node(|cluster, mut kv| async move {
         let other = put_with(|header| header.cluster_id = "another-cluster".to_owned());

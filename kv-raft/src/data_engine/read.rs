@@ -117,8 +117,14 @@ impl ReadView {
         Ok(found)
     }
 
-    /// Several keys of one state, the latest or that at a timestamp, in the order asked.
-    pub fn get_many(&self, keys: &[&[u8]], at: Option<Timestamp>) -> Result<Vec<Option<Versioned>>, DataError> {
+    /// Several keys of one state, the latest or that at a timestamp, in the order asked. Reading stops once the values
+    /// are larger than `bytes_max` together, which leaves the answer shorter than `keys`.
+    pub fn get_many(
+        &self,
+        keys: &[&[u8]],
+        at: Option<Timestamp>,
+        bytes_max: usize,
+    ) -> Result<Vec<Option<Versioned>>, DataError> {
         keys.iter().try_for_each(|key| self.within(key))?;
         at.map_or(Ok(()), |at| self.readable(at))?;
         let snapshot = self.store.db().snapshot();
@@ -126,7 +132,15 @@ impl ReadView {
             Some(at) => self.version_at(&snapshot, key, at),
             None => self.latest(&snapshot, key)?.map(|row| to_versioned(&row)).transpose(),
         };
-        let found = keys.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let (mut found, mut bytes) = (Vec::with_capacity(keys.len()), 0);
+        for key in keys {
+            let version = read(key)?;
+            bytes += version.as_ref().map_or(0, |version| version.value.len());
+            if bytes > bytes_max {
+                break;
+            }
+            found.push(version);
+        }
         at.map_or(Ok(()), |at| self.readable(at))?;
         Ok(found)
     }
