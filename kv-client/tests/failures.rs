@@ -95,26 +95,6 @@ async fn a_write_that_no_node_could_be_sent_was_not_applied() {
 }
 
 #[tokio::test]
-async fn a_write_to_a_server_that_is_no_node_was_not_applied() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
-    let look = async {
-        let client = Client::builder().endpoints([address]).build_lazy().unwrap();
-        let error = client.put("a", "1").await.unwrap_err();
-        assert!(matches!(error.service(), Some(ServiceError::Foreign { .. })), "{error}");
-        assert_eq!(error.outcome(), Outcome::NotApplied);
-        let create = kv_proto::pb::admin::v1::CreateKeyspaceRequest::default();
-        assert_eq!(client.admin().create_keyspace(create).await.unwrap_err().outcome(), Outcome::NotApplied);
-    };
-    tokio::select! {
-        () = look => {}
-        ended = server.serve_with_incoming(incoming) => panic!("the server ended: {ended:?}"),
-    }
-}
-
-#[tokio::test]
 async fn a_stale_read_with_a_bound_goes_to_the_leader_and_one_without_to_any_replica() {
     let cluster = Fake::hashed(3, 1);
     cluster.lead(2, 2);

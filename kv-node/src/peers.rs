@@ -20,7 +20,7 @@ use kv_proto::pb::raft::v1::{
     ReplicaStepRequest, ReplicaStepResponse,
 };
 use tokio::time::Instant;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::catalog::CatalogView;
@@ -64,9 +64,14 @@ impl Peers {
         Ok(client.join(timed(request, within)).await.map_err(|status| failure(&status))?.into_inner())
     }
 
-    /// Asks who answers at an address.
+    /// Asks who answers at an address. Over a connection of its own: a pooled one begins with a stream of requests, which a
+    /// node without a cluster does not serve.
     pub async fn introduce(&self, address: &str, within: Duration) -> Result<IntroduceResponse, ServiceError> {
-        let mut client = PeerServiceClient::new(self.channel(address, within).await?);
+        let unreachable =
+            |error: &dyn std::fmt::Display| ServiceError::NotReady { why: error.to_string(), retry_after: within };
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unreachable(&error))?;
+        let channel = endpoint.connect_timeout(within).connect().await.map_err(|error| unreachable(&error))?;
+        let mut client = PeerServiceClient::new(channel);
         let asked = client.introduce(timed(IntroduceRequest {}, within)).await;
         Ok(asked.map_err(|status| failure(&status))?.into_inner())
     }

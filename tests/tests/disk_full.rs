@@ -131,7 +131,8 @@ async fn when_all_disks_are_full_writes_are_refused_and_reads_go_on_until_there_
     for node in &nodes.nodes {
         wait::until("writes to be refused and reads served", WITHIN, || async {
             let mut kv = raw::kv(&node.address()).await?;
-            let put = PutRequest { header: header(), key: "first".into(), value: "other".into() };
+            // Another key: it may be taken before the node looks at its disk.
+            let put = PutRequest { header: header(), key: "second".into(), value: "other".into() };
             let status = kv.put(put).await.err().context("still accepted")?;
             let error = ServiceError::from_status(&status);
             ensure!(error.reason() == "READ_ONLY" && error.retry_after().is_some(), "{error:?}");

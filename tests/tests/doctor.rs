@@ -94,12 +94,13 @@ async fn fill_disk(cluster: &mut Cluster) -> Result<Option<SmallDisk>> {
         fs::remove_dir(&data)?;
         fs::rename(&kept, &data)?;
     }
-    let needed = if disk.is_some() { "100MiB" } else { "1000TiB" };
+    // Too little to take writes, enough to follow: half of it is free.
+    let needed = if disk.is_some() { "60MiB" } else { "1000TiB" };
     let lines = [settings().lines, vec![format!("disk_free_min = {needed:?}")]].concat();
     cluster.node(4).configure(&lines)?;
     cluster.node_mut(4).start().await?;
     if disk.is_some() {
-        fs::write(data.join("filler"), vec![0_u8; 120 << 20])?;
+        fs::write(data.join("filler"), vec![0_u8; 115 << 20])?;
     }
     Ok(disk)
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use kv_client::Client;
-use kv_proto::pb::admin::v1::GetNodeStatusRequest;
+use kv_proto::pb::admin::v1::{GetNodeStatusRequest, ReplicaRole};
+use kv_tests::admin::Admin;
 use kv_tests::node::NodeProcess;
 use kv_tests::{http, raw, wait};
 
@@ -93,6 +94,13 @@ async fn a_wiped_first_node_comes_back_to_the_cluster_and_never_begins_a_second_
     let (cluster, _) = member(&nodes[0]).await?;
     try_join_all(nodes.iter().map(member)).await?;
     written(&client(&nodes).await?, "kept").await?;
+    wait::until("the catalog to be on all three nodes", WITHIN, || async {
+        let shard = Admin::to(&nodes[0].address()).await?.shard(1).await?.shard.context("shard 1")?;
+        let voters = shard.replicas.iter().filter(|replica| replica.role() == ReplicaRole::Voter).count();
+        ensure!(voters == 3, "{voters} of its replicas vote");
+        Ok(())
+    })
+    .await?;
 
     // Alone and empty it cannot know whether there is data of a cluster: it waits.
     for node in &mut nodes {
