@@ -164,7 +164,7 @@ impl Storm {
         let Ok(mut admin) = self.cluster.admin().await else { return };
         for listing in admin.shards("").await.unwrap_or_default() {
             let shard_id = listing.shard.map_or(0, |shard| shard.shard_id);
-            let request = pb::TransferLeaderRequest { shard_id, to_node_id: VICTIM as u64 };
+            let request = pb::TransferLeaderRequest { shard_id, to_node_id: VICTIM as u64, epoch: 0 };
             // The node may crash of it.
             let _ = admin.service().transfer_leader(request).await;
         }

@@ -45,7 +45,8 @@ impl Replica {
             return;
         }
         let now = self.context.now_ms().max(1);
-        let since = self.leaderless.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|at| at);
+        let since =
+            self.leaderless.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|at| at);
         let patience = self.context.timing.election_max * PATIENCE_TIMEOUTS;
         if since != 0 && u128::from(now.saturating_sub(since)) >= patience.as_millis() {
             self.raft.runtime_config().elect(true);

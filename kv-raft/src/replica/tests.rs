@@ -9,11 +9,12 @@ use bytes::Bytes;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::key_range::KeyRange;
 use kv_proto::pb::raft::v1::FrameKind;
+use kv_proto::timestamp::Timestamp;
 use openraft::raft::VoteRequest;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
-use super::{ContextParts, ProposeError, RaftContext, Replica, ReplicaSpec, StartError};
-use crate::clock::Clock;
+use super::{ContextParts, ProposeError, RaftContext, ReadError, ReadMode, Replica, ReplicaSpec, StartError};
+use crate::clock::{Clock, SystemClock, TimeSource};
 use crate::command::{Command, EncodedCommand, Operation};
 use crate::data_engine::{DataEngine, DataOptions};
 use crate::log_store::{LogEngine, LogMetrics, LogOptions};
@@ -23,6 +24,8 @@ use crate::transport::{
     Directory, Inbound as _, Origin, Registry, Transport, TransportConfig, decode_vote_response, encode_vote_request,
 };
 use crate::types::{LeaderId, LogId, Vote};
+
+const CLOCK_OFFSET_MAX: Duration = Duration::from_millis(500);
 
 struct Nowhere;
 
@@ -38,9 +41,12 @@ fn engines(folder: &Path) -> (LogEngine, DataEngine) {
     (log, DataEngine::open(&folder.join("data"), DataOptions::default()).unwrap())
 }
 
-fn context((log, data): &(LogEngine, DataEngine), timing: &Timing) -> RaftContext {
+fn context(engines: &(LogEngine, DataEngine), timing: &Timing) -> RaftContext {
+    context_at(engines, timing, Clock::new(CLOCK_OFFSET_MAX))
+}
+
+fn context_at((log, data): &(LogEngine, DataEngine), timing: &Timing, clock: Clock) -> RaftContext {
     let metrics = Arc::new(RaftMetrics::new(&mut MetricsRegistry::default()));
-    let clock = Clock::new(Duration::from_millis(500));
     let config =
         TransportConfig { cluster_id: "test".to_owned(), node: NodeId(1), incarnation: 1, timing: timing.clone() };
     let transport = Transport::new(config, Arc::new(Nowhere), Registry::new(), clock.clone(), Arc::clone(&metrics));
@@ -162,6 +168,46 @@ async fn data_whose_log_is_gone_or_anothers_is_refused_and_left_as_it_is() {
         context.shutdown().await;
         context.transport().shutdown().await;
     }
+}
+
+/// A clock ten minutes ahead of the others.
+struct Ahead(SystemClock);
+
+impl TimeSource for Ahead {
+    fn wall_millis(&self) -> u64 {
+        self.0.wall_millis() + 600_000
+    }
+
+    fn elapsed_millis(&self) -> u64 {
+        self.0.elapsed_millis()
+    }
+}
+
+/// A node whose clock was ten minutes ahead led for a moment after its start, before it could compare clocks. For ten
+/// minutes nobody could read at the timestamps of what it had committed, nor at any later one of that shard: they were
+/// refused as too far ahead, although the shard itself had given them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timestamp_that_the_shard_gave_is_readable_whatever_the_clock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let timing = Timing::default();
+    let ahead = Clock::with_source(Arc::new(Ahead(SystemClock::default())), CLOCK_OFFSET_MAX);
+    let first = context_at(&engines, &timing, ahead);
+    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    let given = replica.read(ReadMode::Linearizable).await.unwrap().last_commit();
+    end(first, replica).await;
+
+    let second = context(&engines, &timing);
+    let replica = Replica::start(&second, spec(1, 0)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    assert!(given.millis() > second.clock().wall_millis() + 500_000, "the timestamp is far ahead");
+    let view = replica.read(ReadMode::Snapshot { at: given }).await.unwrap();
+    assert!(view.last_commit() >= given);
+    let later = replica.read(ReadMode::Snapshot { at: Timestamp(given.0 + (1 << 30)) }).await;
+    assert!(matches!(later, Err(ReadError::TooFarAhead(_))), "one that nobody gave is refused as before");
+    end(second, replica).await;
 }
 
 /// The new one is created, or was created by a process that ended before it wrote anything.

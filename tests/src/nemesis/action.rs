@@ -235,7 +235,8 @@ async fn transfer(cluster: &Cluster, random: &mut StdRng) -> Option<()> {
     let leader = leader_of(listing);
     let to: Vec<u64> =
         listing.replicas.iter().map(|replica| replica.node_id).filter(|node| Some(*node) != leader).collect();
-    let request = TransferLeaderRequest { shard_id: listing.shard.as_ref()?.shard_id, to_node_id: drawn(random, &to)? };
+    let request =
+        TransferLeaderRequest { shard_id: listing.shard.as_ref()?.shard_id, to_node_id: drawn(random, &to)?, epoch: 0 };
     asked(cluster, async |mut admin| admin.service().transfer_leader(request).await.is_ok()).await
 }
 
