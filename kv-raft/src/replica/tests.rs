@@ -203,7 +203,16 @@ async fn a_timestamp_that_the_shard_gave_is_readable_whatever_the_clock_says() {
     let replica = Replica::start(&second, spec(1, 0)).await.unwrap();
     until("it leads", || replica.is_leader()).await;
     assert!(given.millis() > second.clock().wall_millis() + 500_000, "the timestamp is far ahead");
-    let view = replica.read(ReadMode::Snapshot { at: given }).await.unwrap();
+    // The vote it finds says that it leads; it does so only once it was elected again.
+    let read = async {
+        loop {
+            match replica.read(ReadMode::Snapshot { at: given }).await {
+                Err(ReadError::NotLeader { .. } | ReadError::NoQuorum) => tokio::task::yield_now().await,
+                read => break read,
+            }
+        }
+    };
+    let view = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it is elected").unwrap();
     assert!(view.last_commit() >= given);
     let later = replica.read(ReadMode::Snapshot { at: Timestamp(given.0 + (1 << 30)) }).await;
     assert!(matches!(later, Err(ReadError::TooFarAhead(_))), "one that nobody gave is refused as before");
