@@ -10,7 +10,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::Replica;
 
@@ -29,7 +30,7 @@ impl Replica {
     }
 
     pub(super) async fn stand_from(self: Arc<Self>, from: Instant) {
-        let passed = self.stopping.run_until_cancelled(tokio::time::sleep_until(from.into())).await;
+        let passed = self.stopping.run_until_cancelled(tokio::time::sleep_until(from)).await;
         if passed.is_some() {
             self.set_elections();
         }
