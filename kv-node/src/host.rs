@@ -94,12 +94,8 @@ impl Host {
     /// Starts every replica whose data lies here, many at a time; erases logs whose data is gone already, which a
     /// destruction that was cut short leaves behind.
     pub async fn reopen(&self, view: &CatalogView) -> Result<(), StartError> {
+        self.context.delete_left_over_logs().await?;
         let held = self.context.data().replicas();
-        for shard in self.context.log().shards().into_keys() {
-            if !held.iter().any(|record| record.shard == shard) {
-                self.context.log().destroy(shard).await?;
-            }
-        }
         let specs = held.into_iter().map(|record| ReplicaSpec {
             shard: record.shard,
             replica: record.replica,

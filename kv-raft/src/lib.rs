@@ -10,9 +10,9 @@ pub mod data_engine;
 pub mod log_store;
 pub mod codec;
 pub mod blocking;
+pub mod clock;
 #[cfg(kv_sim)]
 pub mod simulated;
-pub mod clock;
 pub mod metrics;
 pub mod timing;
 pub mod types;

@@ -177,7 +177,8 @@ impl DataEngine {
         self.0.extents.collect(&self.0.store)
     }
 
-    fn tombstone(&self, shard: ShardId) -> Result<Option<ReplicaId>, DataError> {
+    /// The highest replica of the shard that was destroyed here.
+    pub(crate) fn tombstone(&self, shard: ShardId) -> Result<Option<ReplicaId>, DataError> {
         let store = &self.0.store;
         let row = store.checked(store.db().get_cf(store.table(Table::Meta), keys::meta_tombstone(shard)))?;
         let decode = |row: Vec<u8>| row.as_slice().try_into().map(u64::from_be_bytes).map_err(|_| damaged("tombstone"));

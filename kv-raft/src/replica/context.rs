@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::errors::StartError;
 use super::{Replica, keeper};
 use crate::clock::Clock;
 use crate::data_engine::DataEngine;
@@ -144,6 +145,24 @@ impl RaftContext {
     #[must_use]
     pub fn log(&self) -> &LogEngine {
         &self.shared.log
+    }
+
+    /// Deletes the logs that destructions cut short left behind; one whose replica was not destroyed is refused.
+    pub async fn delete_left_over_logs(&self) -> Result<(), StartError> {
+        let (log, data) = (&self.shared.log, &self.shared.data);
+        let held = data.replicas();
+        for (shard, replica) in log.shards() {
+            if held.iter().any(|record| record.shard == shard) {
+                continue;
+            }
+            // The data of a replica is there before its log, and its destruction is noted before the log goes.
+            if data.tombstone(shard)?.is_none_or(|destroyed| destroyed < replica) {
+                return Err(StartError::DataLost { shard, replica, folder: log.dir().to_owned() });
+            }
+            tracing::info!(%shard, %replica, "deleting the log a destroyed replica left behind");
+            log.destroy(shard).await?;
+        }
+        Ok(())
     }
 
     /// The way to other nodes.

@@ -38,8 +38,8 @@ impl Replica {
 
     /// Called again and again: lets a replica that may not lead stand while the shard has no living leader for long.
     pub(super) fn consider_standing(&self) {
-        let led = self.leader().is_some_and(|leader| self.context.transport.alive(leader.node));
-        if led || self.leads_if_elected() || self.is_quarantined() || !self.is_able_to_stand() {
+        let is_led = || self.leader().is_some_and(|leader| self.context.transport.alive(leader.node));
+        if self.leads_if_elected() || self.is_quarantined() || !self.is_able_to_stand() || is_led() {
             if self.leaderless.swap(0, Ordering::AcqRel) != 0 {
                 self.set_elections();
             }

@@ -134,6 +134,20 @@ pub enum StartError {
         /// Whose log of the shard lies there.
         found: Option<ReplicaId>,
     },
+    /// The node holds a log of a replica whose data is not there although it was never destroyed: what it acknowledged may
+    /// be in that log alone. Nothing was changed.
+    #[error(
+        "folder {} holds a log of replica {replica} of shard {shard}, but not its data, which was never destroyed",
+        .folder.display()
+    )]
+    DataLost {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Of the logs.
+        folder: PathBuf,
+    },
     /// The timing contradicts itself, or consensus refuses what the log and the data say together.
     #[error("consensus does not start: {0}")]
     Consensus(String),

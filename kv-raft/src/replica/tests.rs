@@ -170,6 +170,32 @@ async fn data_whose_log_is_gone_or_anothers_is_refused_and_left_as_it_is() {
     }
 }
 
+/// A data folder that opens at an earlier state than it had, because its manifest was cut, knows neither the replica nor
+/// its end: its log may hold the only copy of what was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_data_vanished_is_kept_and_one_whose_replica_was_destroyed_goes() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (log, data) = engines(folder.path());
+    let timing = Timing::default();
+    log.store(ShardId(7), ReplicaId(3)).unwrap();
+    let begun = context(&(log.clone(), data.clone()), &timing);
+    let refused = begun.delete_left_over_logs().await;
+    assert!(matches!(refused, Err(StartError::DataLost { replica: ReplicaId(3), .. })), "{refused:?}");
+    assert!(log.shards().contains_key(&ShardId(7)), "it was left as it was");
+
+    let (_, destroyed) = engines(other.path());
+    let ReplicaSpec { shard, replica, range, retention, .. } = spec(3, 0);
+    destroyed.create(crate::data_engine::NewReplica { shard, replica, range, retention }).unwrap();
+    destroyed.destroy(shard).unwrap();
+    let ended = context(&(log.clone(), destroyed), &timing);
+    ended.delete_left_over_logs().await.unwrap();
+    assert!(log.shards().is_empty());
+    for context in [begun, ended] {
+        context.shutdown().await;
+        context.transport().shutdown().await;
+    }
+}
+
 /// A clock ten minutes ahead of the others.
 struct Ahead(SystemClock);
 
