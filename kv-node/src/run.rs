@@ -93,7 +93,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         raft_metrics: Arc::clone(&telemetry.raft),
         log_metrics,
         admission,
-        door: Door { listener: early_listener, metrics: Arc::clone(&telemetry.edge) },
+        door: Some(Door { listener: early_listener, metrics: Arc::clone(&telemetry.edge) }),
         cancel: cancel.clone(),
     };
     let node = tokio::select! {

@@ -55,12 +55,7 @@ pub struct BindError {
 
 /// A second handle of a port; of both, only one accepts at a time.
 pub fn share(listener: TcpListener, address: SocketAddr) -> Result<(TcpListener, TcpListener), BindError> {
-    let shared = || {
-        let one = listener.into_std()?;
-        let other = one.try_clone()?;
-        Ok((TcpListener::from_std(one)?, TcpListener::from_std(other)?))
-    };
-    shared().map_err(|source| BindError { address, source })
+    crate::net::share(listener).map_err(|source| BindError { address, source })
 }
 
 /// Takes a port, before anything else is touched.

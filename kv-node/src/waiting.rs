@@ -14,7 +14,6 @@ use kv_proto::pb::raft::v1::{
     FetchCatalogRequest, FetchCatalogResponse, IntroduceRequest, IntroduceResponse, JoinRequest, JoinResponse,
     ReplicaStepRequest, ReplicaStepResponse,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -25,6 +24,7 @@ use crate::accept;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::metrics::EdgeMetrics;
+use crate::net::TcpListener;
 
 /// A waiting node is let in at any moment.
 const RETRY: Duration = Duration::from_millis(500);

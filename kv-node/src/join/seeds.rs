@@ -80,6 +80,10 @@ fn decide(own: Own<'_>, answers: &Answers) -> Result<Way, String> {
         [_] => return Ok(Way::Join),
         [one, other, ..] => return Err(format!("the list names nodes of two clusters, {one} and {other}")),
     }
+    // A name that reaches several nodes would make each of them the first of the list.
+    if !own.seeds.iter().any(|seed| seed == own.address) {
+        return Err(format!("{}, the address of this node, is not in the list", own.address));
+    }
     let mut seeds = own.seeds.iter().zip(answers);
     match seeds.next() {
         Some((first, answer)) if !is_own(own, first, answer) => {
@@ -156,6 +160,11 @@ mod tests {
         assert_eq!(way("a", ["a", "b", "c x"]), Ok(Way::Join));
         assert_eq!(way("b", ["a x", "b", "c"]), Ok(Way::Join));
         assert!(way("a", ["a", "b x", "c y"]).unwrap_err().contains("two clusters, x and y"));
+    }
+
+    #[test]
+    fn a_node_that_the_list_does_not_name_never_begins() {
+        assert!(way("d", ["d", "b", "c"]).unwrap_err().contains("d:1, the address of this node, is not in the list"));
     }
 
     #[test]

@@ -83,8 +83,8 @@ pub struct StartParts {
     pub log_metrics: Arc<LogMetrics>,
     /// What this node takes on.
     pub admission: Arc<Admission>,
-    /// Where a node that waits for a cluster answers.
-    pub door: Door,
+    /// Where a node that waits for a cluster answers; without one it answers nobody until it is a member.
+    pub door: Option<Door>,
     /// Ends a start that waits for a cluster.
     pub cancel: CancellationToken,
 }
@@ -123,10 +123,12 @@ impl Node {
         let peers = Peers::new(pool.clone(), Arc::clone(current.view()));
         if identity.stage == Stage::Joining {
             starting("waiting to be let into the cluster");
-            let waiting = Waiting::start(door, &identity, &config);
+            let waiting = door.map(|door| Waiting::start(door, &identity, &config));
             let entry = Entry { folder: &folder, config: &config, peers: &peers, current: &current, cancel: &cancel };
             identity = entry.enter(identity, starting).await?;
-            waiting.end().await;
+            if let Some(waiting) = waiting {
+                waiting.end().await;
+            }
         }
         failpoint!("start.joined");
         starting("opening its engines");

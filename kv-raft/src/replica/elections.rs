@@ -36,10 +36,21 @@ impl Replica {
         }
     }
 
+    /// A leader sent something just now.
+    pub(super) fn heard_leader(&self) {
+        self.heard.store(self.context.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether there is a leader: this replica, or one that sends. That its node lives, or that a vote names it, is not
+    /// enough: it may have restarted as a follower.
+    fn is_led(&self) -> bool {
+        let silence = self.context.now_ms().saturating_sub(self.heard.load(Ordering::Relaxed));
+        self.is_leader() || u128::from(silence) < (self.context.timing.election_max * 2).as_millis()
+    }
+
     /// Called again and again: lets a replica that may not lead stand while the shard has no living leader for long.
     pub(super) fn consider_standing(&self) {
-        let is_led = || self.leader().is_some_and(|leader| self.context.transport.alive(leader.node));
-        if self.leads_if_elected() || self.is_quarantined() || !self.is_able_to_stand() || is_led() {
+        if self.leads_if_elected() || self.is_quarantined() || !self.is_able_to_stand() || self.is_led() {
             if self.leaderless.swap(0, Ordering::AcqRel) != 0 {
                 self.set_elections();
             }

@@ -76,6 +76,7 @@ impl Replica {
     async fn append(&self, body: Bytes) -> Result<Bytes, String> {
         let bytes = body.len();
         let request: AppendEntriesRequest<ShardRaft> = transport::decode_append(body).map_err(|e| e.to_string())?;
+        self.heard_leader();
         if !request.entries.is_empty() {
             self.context.check_room()?;
             self.context.count_log_bytes(bytes);
@@ -111,10 +112,7 @@ impl Replica {
 
     async fn transferred(&self, body: &[u8]) -> Result<Bytes, String> {
         let request = transport::decode_transfer(body).map_err(|e| e.to_string())?;
-        // Whoever hands over may not have heard of it yet; it tries another one.
-        if *request.to_node_id() == self.replica.0 && !self.may_lead() {
-            return Err("this replica may not lead".to_owned());
-        }
+        // Also one that may not lead takes over and hands on: a leader whose transfer was refused would wait for ever.
         self.roused();
         let response = self.raft.handle_transfer_leader(request).await.map_err(|e| e.to_string())?;
         Ok(transport::encode_transferred(&response))

@@ -96,7 +96,9 @@ pub struct Replica {
     /// A hibernation is being agreed.
     dozing: AtomicBool,
     may_lead: AtomicBool,
-    /// Since when the leader is not alive, in milliseconds since the context began; 0 while it is.
+    /// When a leader was heard last, in milliseconds since the context began.
+    heard: AtomicU64,
+    /// Since when there is no leader, in milliseconds since the context began; 0 while it is.
     leaderless: AtomicU64,
     /// Until then this process grants no votes and stands for none; None if it never gave a lease away.
     votes_from: Option<Instant>,
@@ -151,6 +153,7 @@ impl Replica {
             asleep: Mutex::new(None),
             dozing: AtomicBool::new(false),
             may_lead: AtomicBool::new(true),
+            heard: AtomicU64::new(0),
             leaderless: AtomicU64::new(0),
             votes_from,
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use kv_proto::limits::BATCH_BYTES_MAX;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
@@ -125,6 +126,13 @@ impl Queue {
         Some((taken, bytes))
     }
 
+    /// Whether what waits needs another task now; counts it.
+    fn begin_another(&mut self) -> bool {
+        let begin = !self.waiting.is_empty() && self.may_propose(self.in_flight);
+        self.in_flight += usize::from(begin);
+        begin
+    }
+
     fn drain(&mut self) -> Vec<Waiting> {
         std::iter::from_fn(|| self.pop()).collect()
     }
@@ -217,14 +225,10 @@ impl Replica {
             let Some(number) = queue.push(Waiting { command, answer, since: Instant::now() }) else {
                 return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
             };
-            let start = queue.may_propose(queue.in_flight);
-            if start {
-                queue.in_flight += 1;
-            }
-            (number, start)
+            (number, queue.begin_another())
         };
         if start && let Some(replica) = self.arc() {
-            self.tasks.spawn(replica.propose_waiting());
+            self.tasks.spawn(replica.proposer());
         }
         Ok((number, answered))
     }
@@ -249,10 +253,23 @@ impl Replica {
         Err(ProposeError::NotLeader { leader: self.leader().filter(|leader| leader.replica != self.replica) })
     }
 
+    /// Boxed, since a task that proposes may begin another.
+    fn proposer(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(self.propose_waiting())
+    }
+
     /// Proposes entry after entry until nothing waits.
     async fn propose_waiting(self: Arc<Self>) {
         loop {
-            let Some((taken, bytes)) = self.proposals.queue.lock().next_entry() else { return };
+            let (next, another) = {
+                let mut queue = self.proposals.queue.lock();
+                let next = queue.next_entry();
+                (next, queue.begin_another())
+            };
+            if another {
+                self.tasks.spawn(Arc::clone(&self).proposer());
+            }
+            let Some((taken, bytes)) = next else { return };
             let mut commands = Vec::with_capacity(taken.len());
             let mut answers = Vec::with_capacity(taken.len());
             for waiting in taken {

@@ -44,12 +44,14 @@ async fn serve(world: &World, node: usize, folder: PathBuf) -> Result<(), String
     let mut telemetry = Telemetry::new();
     let log_metrics = LogMetrics::new(&mut telemetry.registry);
     let admission = Arc::new(Admission::new(config.requests_max, config.memory().requests));
+    let readiness = Arc::<Readiness>::default();
     let parts = StartParts {
         config: Arc::clone(&config),
-        readiness: Arc::<Readiness>::default(),
+        readiness: Arc::clone(&readiness),
         raft_metrics: Arc::clone(&telemetry.raft),
         log_metrics,
         admission,
+        door: None,
         cancel: CancellationToken::new(),
     };
     let node_running = Node::start(parts).await.map_err(|error| format!("it does not start: {error}"))?;
@@ -62,12 +64,14 @@ async fn serve(world: &World, node: usize, folder: PathBuf) -> Result<(), String
     let server = Server::new(Arc::clone(node_running.shared()), Arc::clone(&telemetry.edge));
     let services = Services { server, others: kv_node::services::node_routes(&node_running) };
     let grpc = Grpc::start(listener, services, &config, &telemetry.edge);
-    grpc.set_serving(true).await;
+    grpc.follow(Arc::clone(&readiness)).await;
     tokio::select! {
         why = node_running.failed() => return Err(why),
         () = stop.notified() => {}
     }
-    grpc.set_serving(false).await;
+    grpc.stop_accepting().await;
+    node_running.hand_over().await;
+    grpc.end_streams().await;
     node_running.shutdown().await;
     grpc.shutdown().await;
     if let Some(seat) = world.state.lock().seats.get_mut(node) {
