@@ -327,7 +327,7 @@ pub(crate) async fn carry_out(world: World, mut orders: mpsc::Receiver<Order>) -
     while let Some(order) = orders.recv().await {
         let done = match order.clone() {
             Order::Transfer { shard, to } => {
-                let request = pb::TransferLeaderRequest { shard_id: shard, to_node_id: to };
+                let request = pb::TransferLeaderRequest { shard_id: shard, to_node_id: to, epoch: 0 };
                 admin.transfer_leader(request).await.map(|_| ())
             }
             Order::Move { shard, from, to } => {
