@@ -1,8 +1,8 @@
 //! Whether this replica stands for election.
 //!
-//! A replica that may not lead (its clock is off, its disk is full) does not stand, unless nobody else can be elected:
-//! it may be the only one alive that has every acknowledged entry. Then it stands after all, brings the others up to
-//! date, and hands leadership over.
+//! A replica that may not lead (its clock is off, its disk is full) does not stand. But one with a full disk may be the
+//! only one alive that has every acknowledged entry: when nobody else was elected for long it stands after all, brings
+//! the others up to date, and hands leadership over to one that has room.
 //!
 //! Invariants: a quarantined or sleeping replica never stands, nor one whose process only just began.
 //!
@@ -48,9 +48,11 @@ impl Replica {
         self.is_leader() || u128::from(silence) < (self.context.timing.election_max * 2).as_millis()
     }
 
-    /// Called again and again: lets a replica that may not lead stand while the shard has no living leader for long.
+    /// Called again and again: lets a replica whose disk is full stand while the shard has had no leader for long.
     pub(super) fn consider_standing(&self) {
-        if self.leads_if_elected() || self.is_quarantined() || !self.is_able_to_stand() || self.is_led() {
+        let transport = &self.context.transport;
+        let may = !transport.has_room(transport.node()) && !self.is_quarantined() && self.is_able_to_stand();
+        if !may || self.leads_if_elected() || self.is_led() {
             if self.leaderless.swap(0, Ordering::AcqRel) != 0 {
                 self.set_elections();
             }

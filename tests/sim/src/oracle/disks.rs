@@ -50,6 +50,11 @@ impl Disk {
         self.purged = self.purged.max(Some(upto));
     }
 
+    /// Whether the vote on disk is for the leader of this entry or a later one.
+    pub(super) fn is_after(&self, log_id: LogId) -> bool {
+        self.vote.is_some_and(|held| held.leader_id >= log_id.leader_id)
+    }
+
     /// Whether the vote on disk is for this leader or a later one.
     pub(super) fn voted_for(&self, vote: &Vote) -> bool {
         self.vote.is_some_and(|held| held.leader_id >= vote.leader_id)
