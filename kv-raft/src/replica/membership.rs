@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kv_proto::ids::{NodeId, ReplicaId};
 use openraft::ChangeMembers;
@@ -121,14 +122,21 @@ impl Replica {
 
     /// Hands leadership to whoever may have it, until this replica does not lead or may lead again.
     pub(super) async fn step_aside(self: Arc<Self>) {
-        let pause = self.context.timing.election_max;
-        while self.is_leader() && !self.leads_if_elected() {
-            if let Some(to) = self.best_successor()
+        let is_due = || self.is_leader() && !self.leads_if_elected();
+        // One task at a time; looks again after the flag is down, since what came before found it up.
+        while is_due() && !self.stepping_aside.swap(true, Ordering::AcqRel) {
+            // Pauses first: among replicas of which none may lead, leadership would go round without a rest.
+            let pause = tokio::time::sleep(self.context.timing.election_max);
+            let stopped = self.stopping.run_until_cancelled(pause).await.is_none();
+            if !stopped
+                && is_due()
+                && let Some(to) = self.best_successor()
                 && let Err(error) = self.transfer_leader(to).await
             {
                 tracing::info!(shard = %self.shard, %to, %error, "leadership was not handed over yet");
             }
-            if self.stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            self.stepping_aside.store(false, Ordering::Release);
+            if stopped {
                 return;
             }
         }

@@ -96,6 +96,8 @@ pub struct Replica {
     /// A hibernation is being agreed.
     dozing: AtomicBool,
     may_lead: AtomicBool,
+    /// A task hands leadership over.
+    stepping_aside: AtomicBool,
     /// When a leader was heard last, in milliseconds since the context began.
     heard: AtomicU64,
     /// Since when there is no leader, in milliseconds since the context began; 0 while it is.
@@ -153,6 +155,7 @@ impl Replica {
             asleep: Mutex::new(None),
             dozing: AtomicBool::new(false),
             may_lead: AtomicBool::new(true),
+            stepping_aside: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             leaderless: AtomicU64::new(0),
             votes_from,
