@@ -111,22 +111,28 @@ async fn a_node_that_does_not_lead_redirects_to_the_leader_when_asked_to() -> Re
     let cluster = Cluster::of_three().await?;
     let key = Bytes::from_static(b"redirected");
     let route = route_of(&cluster, &key).await?;
-    let leader = cluster.admin().await?.leader(route.shard_id).await?;
-    for node in cluster.nodes() {
-        let mut kv = raw::kv(&node.address()).await?;
-        let put = PutRequest { header: asking(WrongNode::Redirect), key: key.clone(), value: key.clone() };
-        let answer = kv.put(put).await;
-        if node.number() as u64 == leader {
-            answer.context("the leader serves")?;
-            continue;
+    // Leaders go home right after the start: for a moment a node may know none.
+    kv_tests::wait::until("every node to serve or to name the leader", std::time::Duration::from_secs(30), || async {
+        let leader = cluster.admin().await?.leader(route.shard_id).await?;
+        for node in cluster.nodes() {
+            let mut kv = raw::kv(&node.address()).await?;
+            let put = PutRequest { header: asking(WrongNode::Redirect), key: key.clone(), value: key.clone() };
+            let answer = kv.put(put).await;
+            if node.number() as u64 == leader {
+                answer.context("the leader serves")?;
+                continue;
+            }
+            let error = refusal(answer)?;
+            ensure!(error.reason() == "NOT_LEADER" && error.outcome() == Outcome::NotApplied, "{error:?}");
+            let hint = error.route_hint().and_then(|hint| hint.shard.clone()).context("a hint with the shard")?;
+            ensure!(hint.shard_id == route.shard_id && hint.leader_node_id == leader, "{hint:?}");
+            let address =
+                hint.replicas.iter().find(|replica| replica.node_id == leader).map(|replica| &replica.address);
+            ensure!(address == Some(&cluster.node(usize::try_from(leader)?).address()), "{hint:?}");
         }
-        let error = refusal(answer)?;
-        ensure!(error.reason() == "NOT_LEADER" && error.outcome() == Outcome::NotApplied, "{error:?}");
-        let hint = error.route_hint().and_then(|hint| hint.shard.clone()).context("a hint with the shard")?;
-        ensure!(hint.shard_id == route.shard_id && hint.leader_node_id == leader, "{hint:?}");
-        let address = hint.replicas.iter().find(|replica| replica.node_id == leader).map(|replica| &replica.address);
-        ensure!(address == Some(&cluster.node(usize::try_from(leader)?).address()), "{hint:?}");
-    }
+        Ok(())
+    })
+    .await?;
     cluster.finish().await
 }
 
