@@ -193,17 +193,7 @@ impl Writer {
     /// Reads the counter and adds one, if the read tells what to add to.
     async fn count(&self) {
         let key = format!("counter/{}", self.name);
-        let from = match self.call(Call::read(&key)).await {
-            Outcome::Found { entry: None } => Some(0),
-            // A counter that holds no number is found at the end.
-            Outcome::Found { entry: Some(entry) } => entry.value.parse::<u64>().ok(),
-            Outcome::Written { .. }
-            | Outcome::Refused { .. }
-            | Outcome::Listed { .. }
-            | Outcome::NotApplied { .. }
-            | Outcome::Unknown { .. } => None,
-        };
-        if let Some(from) = from {
+        if let Some(from) = self.call(Call::read(&key)).await.count() {
             self.call(Call::Increment { key, from }).await;
         }
     }

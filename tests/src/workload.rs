@@ -262,16 +262,7 @@ impl Process {
 
     async fn count(&mut self) {
         let key = format!("{HASHED}counter/{}", self.random.random_range(0..8));
-        let from = match self.hashed(Call::read(&key)).await {
-            Outcome::Found { entry: None } => Some(0),
-            Outcome::Found { entry: Some(entry) } => entry.value.parse::<u64>().ok(),
-            Outcome::Written { .. }
-            | Outcome::Refused { .. }
-            | Outcome::Listed { .. }
-            | Outcome::NotApplied { .. }
-            | Outcome::Unknown { .. } => None,
-        };
-        if let Some(from) = from {
+        if let Some(from) = self.hashed(Call::read(&key)).await.count() {
             self.hashed(Call::Increment { key, from }).await;
         }
     }

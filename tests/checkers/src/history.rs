@@ -319,6 +319,21 @@ impl Outcome {
         }
     }
 
+    /// What a read of a counter found: 0 if there is none yet. None if it found no number, which is told at the end, or if
+    /// nothing is known.
+    #[must_use]
+    pub fn count(&self) -> Option<u64> {
+        match self {
+            Self::Found { entry: None } => Some(0),
+            Self::Found { entry: Some(entry) } => entry.value.parse().ok(),
+            Self::Written { .. }
+            | Self::Refused { .. }
+            | Self::Listed { .. }
+            | Self::NotApplied { .. }
+            | Self::Unknown { .. } => None,
+        }
+    }
+
     /// The commit timestamp of an acknowledged write.
     #[must_use]
     pub fn written(&self) -> Option<u64> {
