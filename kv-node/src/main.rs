@@ -73,7 +73,11 @@ fn recover(config: &Config, shard: ShardId) -> ExitCode {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kv-node").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads())
+        .enable_all()
+        .thread_name("kv-node")
+        .build()?;
     let ended = runtime.block_on(run::run(config));
     // What blocks on a disk that does not answer must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

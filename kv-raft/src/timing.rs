@@ -39,8 +39,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(400),
-            election_max: Duration::from_millis(600),
+            election_min: Duration::from_millis(350),
+            election_max: Duration::from_millis(450),
             hibernate_after: Some(Duration::from_secs(10)),
             flush_interval: Duration::from_secs(30),
             flush_log_bytes: 64 << 20,
@@ -84,7 +84,7 @@ impl Timing {
     /// peer that has gone is noticed earlier by its link.
     #[must_use]
     pub fn append_answer(&self) -> Duration {
-        self.election_max * 2
+        self.election_max * 3
     }
 
     /// A peer that was silent for this long is taken for dead.
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(Timing::default().check(), Ok(()));
         let slow = Timing { heartbeat: Duration::from_millis(200), ..Timing::default() };
         assert!(slow.check().unwrap_err().contains("heartbeat"));
-        let swapped = Timing { election_max: Duration::from_millis(400), ..Timing::default() };
+        let swapped = Timing { election_max: Duration::from_millis(350), ..Timing::default() };
         assert!(swapped.check().unwrap_err().contains("longest"));
     }
 }

@@ -5,6 +5,9 @@ use kv_proto::limits::{KEYSPACE_SHARDS_MAX, MESSAGE_BYTES_MAX};
 use super::layers::Fault;
 use super::{Config, Memory};
 
+/// More than any machine has cores: a slip of the pen.
+const WORKER_THREADS_MAX: u32 = 1024;
+
 /// All faults between values; empty if there are none.
 pub(super) fn check(config: &Config) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -78,6 +81,11 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
         config.stream_bytes_max >= message,
         "stream_bytes_max",
         "must be at least 8MiB, one largest message".to_owned(),
+    );
+    need(
+        config.worker_threads <= WORKER_THREADS_MAX,
+        "worker_threads",
+        format!("must be at most {WORKER_THREADS_MAX}"),
     );
     memory(&mut need, config);
     if let Err(fault) = tracing_subscriber::EnvFilter::try_new(&config.log) {

@@ -70,6 +70,8 @@ pub struct Config {
     /// A node whose clock differs more from its peers' refuses to lead.
     pub clock_offset_max: Duration,
 
+    /// Threads that serve requests and consensus; 0 means half of the cores, at least one.
+    pub worker_threads: u32,
     /// What the process may use in all; the parts below are shares of it unless they are set.
     pub memory_budget: u64,
     /// Memory for the log of all shards; 0 means a share of the budget.
@@ -133,10 +135,11 @@ impl Default for Config {
             log: "info,openraft=error".to_owned(),
             log_format: LogFormat::Text,
             heartbeat_interval: Duration::from_millis(100),
-            election_timeout_min: Duration::from_millis(400),
-            election_timeout_max: Duration::from_millis(600),
+            election_timeout_min: Duration::from_millis(350),
+            election_timeout_max: Duration::from_millis(450),
             hibernate_after: Duration::from_secs(10),
             clock_offset_max: Duration::from_millis(500),
+            worker_threads: 0,
             memory_budget: 512 << 20,
             log_cache: 0,
             data_cache: 0,
@@ -168,6 +171,19 @@ impl Config {
     #[must_use]
     pub fn memory(&self) -> Memory {
         Memory::of(self)
+    }
+
+    /// Threads that serve requests and consensus, with the default worked out. The log's writer, flushes, compactions and
+    /// what reads from disk have threads of their own, so half of the cores is left to them; and the fewer threads share
+    /// the tasks, the less each of them costs.
+    #[must_use]
+    pub fn worker_threads(&self) -> usize {
+        if self.worker_threads == 0 {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            (cores / 2).max(1)
+        } else {
+            self.worker_threads as usize
+        }
     }
 
     /// Shards of the `default` keyspace, with the default worked out.

@@ -75,6 +75,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(election_timeout_max, duration, "DURATION", "Most silence of a leader before an election"),
     setting!(hibernate_after, duration, "DURATION", "A shard idle for this long stops its heartbeats"),
     setting!(clock_offset_max, duration, "DURATION", "A node whose clock is further off refuses to lead"),
+    setting!(worker_threads, plain, "NUMBER", "Threads for requests and consensus; 0: half of the cores"),
     setting!(memory_budget, size, "SIZE", "What the process may use in all"),
     setting!(log_cache, size, "SIZE", "Memory for the log; 0: an eighth of the budget"),
     setting!(data_cache, size, "SIZE", "Memory for data blocks; 0: a quarter of the budget"),

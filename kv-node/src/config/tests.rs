@@ -22,6 +22,16 @@ fn a_data_folder_is_all_a_node_needs_to_be_told() {
 }
 
 #[test]
+fn threads_are_half_of_the_cores_unless_they_are_set() {
+    let half = std::thread::available_parallelism().unwrap().get() / 2;
+    assert_eq!(load_from(&["--data-dir", "/data"], &[]).unwrap().worker_threads(), half.max(1));
+    let set = load_from(&["--data-dir", "/data"], &[("KV_WORKER_THREADS", "3")]).unwrap();
+    assert_eq!(set.worker_threads(), 3);
+    let faults = load_from(&["--data-dir", "/data", "--worker-threads", "5000"], &[]).unwrap_err().to_string();
+    assert!(faults.contains("worker_threads: must be at most 1024"), "{faults}");
+}
+
+#[test]
 fn a_list_of_seeds_says_how_many_nodes_make_the_cluster() {
     let config = load_from(&["--data-dir", "/data", "--bootstrap", "--join", "a:1,b:1,c:1"], &[]).unwrap();
     assert_eq!((config.bootstrap_nodes(), config.default_shards()), (3, 3));

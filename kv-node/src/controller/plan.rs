@@ -86,11 +86,10 @@ impl Plan<'_> {
 
     fn default_keyspace(&self) -> Option<Step> {
         let cluster = self.records.cluster.as_ref()?;
-        let usable = |node: u64| self.observed.alive.contains(&node);
-        let there = Loads::of(self.records).only(usable).iter().count();
-        if cluster.bootstrap_nodes == 0 || usize::try_from(cluster.bootstrap_nodes).ok()? > there {
+        if cluster.bootstrap_nodes == 0 || usize::try_from(cluster.bootstrap_nodes).ok()? > self.usable_nodes() {
             return None;
         }
+        let usable = |node: u64| self.observed.alive.contains(&node);
         match keyspaces::create_default(self.records, usable) {
             Ok(change) => catalog(change, "creates the default keyspace"),
             Err(ServiceError::AlreadyExists { .. }) => {
@@ -300,8 +299,14 @@ impl Plan<'_> {
     fn voters_wanted(&self, shard: &Shard) -> usize {
         let asked = self.records.keyspaces.get(&shard.keyspace_id).map_or(1, |keyspace| keyspace.replicas);
         let asked = usize::try_from(asked).unwrap_or(usize::MAX);
-        let nodes = Loads::of(self.records).only(|node| self.observed.alive.contains(&node)).iter().count();
+        let nodes = self.usable_nodes();
         if nodes >= asked { asked } else { nodes.saturating_sub(1) / 2 * 2 + 1 }
+    }
+
+    /// Nodes that can take replicas now. Asked for each shard, so it looks at no shard.
+    fn usable_nodes(&self) -> usize {
+        let usable = |node: &&Node| node.state() == NodeState::Active && self.observed.alive.contains(&node.node_id);
+        self.records.nodes.values().filter(usable).count()
     }
 
     /// Whether the drain of a node was forced to do with fewer replicas.
