@@ -295,6 +295,8 @@ impl Shared {
             max_in_snapshot_log_to_keep: timing.log_entries_kept,
             purge_batch_size: PURGE_ENTRIES_MIN,
             replication_lag_threshold: timing.log_entries_kept,
+            // Stages of the last entries are recorded only by a feature that is not built in; their places are made anyway.
+            log_stage_capacity: Some(1),
             backoff: "50ms 100ms 200ms ..400ms".to_owned(),
             ..Config::default()
         };
