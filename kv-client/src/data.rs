@@ -71,7 +71,7 @@ pub enum Consistency {
     Linearizable,
     /// The same while clocks drift less than the documented bound; saves the round to a quorum.
     Lease,
-    /// The state of any replica, or with a bound the leader's, as `Linearizable`.
+    /// The state of any replica. With a bound it sees every write acknowledged so long before the read began.
     Stale {
         /// At most this old; zero for however old.
         max: Duration,
@@ -87,8 +87,7 @@ impl Consistency {
     /// Whether any replica may answer.
     pub(crate) fn any_replica(self) -> bool {
         match self {
-            // A bound is kept by the leader: a follower cannot tell whether its leader still has a majority.
-            Self::Stale { max } => max.is_zero(),
+            Self::Stale { .. } => true,
             Self::Linearizable | Self::Lease | Self::Snapshot { .. } => false,
         }
     }

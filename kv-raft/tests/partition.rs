@@ -50,6 +50,38 @@ async fn a_write_whose_entry_was_truncated_has_an_unknown_outcome() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_cut_off_serves_a_bound_only_until_it_has_passed() {
+    const BOUND: Duration = Duration::from_millis(500);
+    let mode = ReadMode::Stale { max_staleness: Some(BOUND) };
+    let cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let follower = cluster.nodes.values().map(|node| node.replica()).find(|replica| !replica.is_leader()).unwrap();
+    follower.read(mode).await.unwrap();
+    cluster.isolate(NodeId(follower.replica().0));
+    leader.propose(support::put("a", "2")).await.unwrap();
+    let acknowledged = tokio::time::Instant::now();
+    loop {
+        let begun = tokio::time::Instant::now();
+        match tokio::time::timeout(PATIENCE, follower.read(mode)).await.unwrap() {
+            Ok(view) if view.get(b"a").unwrap().unwrap().value == Bytes::from_static(b"1") => {
+                assert!(begun.duration_since(acknowledged) <= BOUND, "older than the bound");
+            }
+            Ok(_) => panic!("it is cut off"),
+            Err(_) => break,
+        }
+    }
+    cluster.heal();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while follower.read(mode).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "it serves again");
+    }
+    let view = follower.read(mode).await.unwrap();
+    assert_eq!(view.get(b"a").unwrap().unwrap().value, Bytes::from_static(b"2"));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_off_serves_no_read_that_misses_what_the_others_wrote() {
     let cluster = Cluster::start(3, awake()).await;
     cluster.put("a", "1").await;

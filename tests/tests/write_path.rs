@@ -147,11 +147,14 @@ async fn a_follower_serves_stale_reads_itself() -> Result<()> {
     for node in cluster.nodes().filter(|node| node.number() as u64 != leader) {
         kv_tests::wait::until("the follower to have applied it", std::time::Duration::from_secs(10), || async {
             let mut kv = raw::kv(&node.address()).await?;
-            let read = ReadOptions { consistency: Consistency::Stale.into(), ..ReadOptions::default() };
-            let get = GetRequest { header: asking(WrongNode::Redirect), key: key.clone(), read: Some(read) };
-            let answer = kv.get(get).await.map_err(|status| ServiceError::from_status(&status))?.into_inner();
-            ensure!(answer.header.context("a header")?.node_id == node.number() as u64, "another node answered");
-            ensure!(answer.entry.is_some(), "not yet applied");
+            for max_staleness_ms in [0, 2000] {
+                let stale = ReadOptions { consistency: Consistency::Stale.into(), ..ReadOptions::default() };
+                let read = Some(ReadOptions { max_staleness_ms, ..stale });
+                let get = GetRequest { header: asking(WrongNode::Redirect), key: key.clone(), read };
+                let answer = kv.get(get).await.map_err(|status| ServiceError::from_status(&status))?.into_inner();
+                ensure!(answer.header.context("a header")?.node_id == node.number() as u64, "another node answered");
+                ensure!(answer.entry.is_some(), "not yet applied");
+            }
             Ok(())
         })
         .await?;

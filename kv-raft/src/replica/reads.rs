@@ -6,13 +6,20 @@
 //! A snapshot read at T must see every commit at or before T, now and for ever. Commit timestamps rise in log order,
 //! so it suffices that some applied commit is at or after T; if none is, a command that does nothing makes one.
 //!
-//! Invariants: a linearizable read sees every write acknowledged before it began.
+//! A follower tells how old its state is at most by asking: what it has applied up to the index that the leader
+//! confirmed is no older than the moment at which it asked. The answer serves every read whose bound reaches back to
+//! that moment.
+//!
+//! Invariants: a linearizable read sees every write acknowledged before it began; one of bounded staleness every write
+//! acknowledged by its bound before it began, by this node's monotonic clock alone.
 //!
 //! Not here: reading keys (data_engine).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use kv_proto::pb::raft::v1::FrameKind;
 use kv_proto::timestamp::Timestamp;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
@@ -25,6 +32,7 @@ use crate::command::{Command, EncodedCommand};
 use crate::data_engine::{DataError, ReadView};
 use crate::failpoint;
 use crate::metrics::Stage;
+use crate::transport;
 use crate::types::ShardRaft;
 
 /// Readers that may wait for a quorum round: they hold a few words each; beyond this the shard is overloaded.
@@ -40,8 +48,8 @@ pub enum ReadMode {
     Linearizable,
     /// The same, if clocks run at nearly the same speed; asks nobody while the leader's lease holds.
     Lease,
-    /// What this replica has, leader or not, however old. With a bound: the same as `Linearizable`, which is never older
-    /// than it.
+    /// What this replica has, leader or not, however old. With a bound: every write acknowledged so long before the read
+    /// began; asks the leader unless it was asked within the bound.
     Stale {
         /// How old it may be.
         max_staleness: Option<Duration>,
@@ -61,15 +69,40 @@ struct Round {
     running: bool,
 }
 
-/// The quorum rounds of one replica.
+/// Who says up to which index everything acknowledged reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Witness {
+    /// A majority that still follows this leader.
+    Quorum,
+    /// The leader, which asks a majority.
+    Leader,
+}
+
+/// The rounds of one replica: readers of each kind that wait at the same moment share one.
 #[derive(Default)]
 pub(super) struct Reads {
-    round: Mutex<Round>,
+    quorum: Mutex<Round>,
+    leader: Mutex<Round>,
+    /// When the leader was asked last that answered, and its answer.
+    told: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Reads {
     pub(super) fn is_idle(&self) -> bool {
-        !self.round.lock().running
+        !self.quorum.lock().running && !self.leader.lock().running
+    }
+
+    fn round(&self, witness: Witness) -> &Mutex<Round> {
+        match witness {
+            Witness::Quorum => &self.quorum,
+            Witness::Leader => &self.leader,
+        }
+    }
+
+    /// An index with everything acknowledged up to the bound before `begun`, if the leader told one.
+    fn within(&self, bound: Duration, begun: Instant) -> Option<u64> {
+        let (asked, index) = (*self.told.lock())?;
+        (begun.saturating_duration_since(asked) <= bound).then_some(index)
     }
 }
 
@@ -83,8 +116,7 @@ impl Replica {
         #[cfg(kv_sim)]
         let floor = crate::simulated::read_begins(self.shard);
         let view = match mode {
-            // A follower cannot tell how old its state is: its leader may be cut off from a majority that has another.
-            ReadMode::Linearizable | ReadMode::Stale { max_staleness: Some(_) } => {
+            ReadMode::Linearizable => {
                 self.check_reads_here()?;
                 self.used();
                 let index = self.read_index().await?;
@@ -94,6 +126,10 @@ impl Replica {
                 self.check_reads_here()?;
                 self.used();
                 let index = self.lease_index().await?;
+                self.view_at(index).await
+            }
+            ReadMode::Stale { max_staleness: Some(bound) } => {
+                let index = self.recent_index(bound, begun).await?;
                 self.view_at(index).await
             }
             ReadMode::Stale { max_staleness: None } => self.view(),
@@ -113,20 +149,47 @@ impl Replica {
     }
 
     fn check_reads_here(&self) -> Result<(), ReadError> {
+        self.check_runs()?;
+        if self.is_leader() { Ok(()) } else { Err(ReadError::NotLeader { leader: self.leader() }) }
+    }
+
+    fn check_runs(&self) -> Result<(), ReadError> {
         if let Some(reason) = self.failure() {
             return Err(ReadError::Fatal(reason));
         }
-        if self.stopping.is_cancelled() {
-            return Err(ReadError::Stopped);
-        }
-        if self.is_leader() { Ok(()) } else { Err(ReadError::NotLeader { leader: self.leader() }) }
+        if self.stopping.is_cancelled() { Err(ReadError::Stopped) } else { Ok(()) }
     }
 
     /// An index this replica was the leader of when asked, with everything acknowledged before in it.
     pub(super) async fn read_index(&self) -> Result<u64, ReadError> {
+        self.confirmed(Witness::Quorum).await
+    }
+
+    /// An index with everything acknowledged up to the bound before `begun` in it, on any replica.
+    async fn recent_index(&self, bound: Duration, begun: Instant) -> Result<u64, ReadError> {
+        self.check_runs()?;
+        if self.is_leader() {
+            self.used();
+            return self.read_index().await;
+        }
+        match self.reads.within(bound, begun) {
+            Some(index) => Ok(index),
+            None => self.confirmed(Witness::Leader).await,
+        }
+    }
+
+    /// A follower asks for [`Replica::read_index`].
+    pub(super) async fn tell_index(&self) -> Result<Bytes, String> {
+        self.check_reads_here().map_err(|e| e.to_string())?;
+        self.used();
+        let index = self.read_index().await.map_err(|e| e.to_string())?;
+        Ok(transport::encode_index(index))
+    }
+
+    async fn confirmed(&self, witness: Witness) -> Result<u64, ReadError> {
         let (reader, answered) = oneshot::channel();
         let start = {
-            let mut round = self.reads.round.lock();
+            let mut round = self.reads.round(witness).lock();
             if round.waiting.len() >= READERS_MAX {
                 return Err(ReadError::Overloaded { queue: "the shard's queue of reads" });
             }
@@ -134,16 +197,16 @@ impl Replica {
             !std::mem::replace(&mut round.running, true)
         };
         if start && let Some(replica) = self.arc() {
-            self.tasks.spawn(replica.run_rounds());
+            self.tasks.spawn(replica.run_rounds(witness));
         }
         answered.await.unwrap_or(Err(ReadError::Stopped))
     }
 
     /// Round after round until nobody waits.
-    async fn run_rounds(self: Arc<Self>) {
+    async fn run_rounds(self: Arc<Self>, witness: Witness) {
         loop {
             let readers = {
-                let mut round = self.reads.round.lock();
+                let mut round = self.reads.round(witness).lock();
                 round.waiting.retain(|reader| !reader.is_closed());
                 if round.waiting.is_empty() {
                     round.running = false;
@@ -153,11 +216,36 @@ impl Replica {
             };
             self.context.metrics.read_rounds.inc();
             failpoint!("replica.read_round");
-            let confirmed = self.linearizer(ReadPolicy::ReadIndex.into()).await;
+            let confirmed = match witness {
+                Witness::Quorum => self.linearizer(ReadPolicy::ReadIndex.into()).await,
+                Witness::Leader => self.ask_leader().await,
+            };
             for reader in readers {
                 let _ = reader.send(confirmed.clone());
             }
         }
+    }
+
+    /// Asks the leader for an index; `NotLeader` if it does not answer, for whoever knows it better.
+    async fn ask_leader(&self) -> Result<u64, ReadError> {
+        let leader = self.leader().filter(|leader| leader.replica != self.replica);
+        let Some(at) = leader else { return Err(ReadError::NotLeader { leader: None }) };
+        let asked = Instant::now();
+        let answer =
+            self.send(at.node, at.replica.0, FrameKind::ReadIndex, Bytes::new(), self.context.timing.append_answer());
+        let index = match answer.await.map(|body| transport::decode_index(&body)) {
+            Ok(Ok(index)) => index,
+            Ok(Err(error)) => {
+                tracing::warn!(shard = %self.shard, %error, "the leader's answer to a read");
+                return Err(ReadError::NotLeader { leader });
+            }
+            Err(error) => {
+                tracing::debug!(shard = %self.shard, %error, "the leader does not say how far reads may go");
+                return Err(ReadError::NotLeader { leader });
+            }
+        };
+        *self.reads.told.lock() = Some((asked, index));
+        Ok(index)
     }
 
     async fn lease_index(&self) -> Result<u64, ReadError> {

@@ -265,6 +265,15 @@ pub(crate) fn decode_checked(body: &[u8]) -> Result<Checked, MessageError> {
     decode_whole("checksum report", body)
 }
 
+/// An index up to which a follower may read.
+pub(crate) fn encode_index(index: u64) -> Bytes {
+    encode_part(&index)
+}
+
+pub(crate) fn decode_index(body: &[u8]) -> Result<u64, MessageError> {
+    decode_whole("read index", body)
+}
+
 /// Whether the follower sleeps now.
 pub(crate) fn encode_agreement(agreed: bool) -> Bytes {
     encode_part(&agreed)
