@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
-use kv_proto::pb::admin::v1::{CheckShardResponse, Node, ReplicaStatus};
+use kv_proto::pb::admin::v1::{CheckShardResponse, ContentDigest, Node, ReplicaStatus};
 use kv_proto::pb::raft::v1::peer_service_server::PeerService;
 use kv_proto::pb::raft::v1::replica_step_request::Step;
 use kv_proto::pb::raft::v1::{
@@ -206,12 +206,14 @@ impl PeerApi {
 
 fn check_shard(outcome: &CheckOutcome) -> CheckShardResponse {
     let ids = |replicas: &BTreeSet<ReplicaId>| replicas.iter().map(|replica| replica.0).collect();
+    let digest = |(replica, digest): (&ReplicaId, &u64)| ContentDigest { replica_id: replica.0, digest: *digest };
     CheckShardResponse {
         index: outcome.index,
         equal_replica_ids: ids(&outcome.equal),
         wrong_replica_ids: ids(&outcome.wrong),
         missing_replica_ids: ids(&outcome.missing),
         undecided_replica_ids: ids(&outcome.undecided),
+        digests: outcome.digests.iter().map(digest).collect(),
     }
 }
 

@@ -52,6 +52,8 @@ pub struct CheckOutcome {
     pub missing: BTreeSet<ReplicaId>,
     /// Replicas that reported different content, no majority of which agrees.
     pub undecided: BTreeSet<ReplicaId>,
+    /// What each member reported.
+    pub digests: BTreeMap<ReplicaId, u64>,
 }
 
 /// What replicas reported of the newest check, and when this replica came upon one last.
@@ -117,7 +119,7 @@ fn judge(
         *votes.entry(*digest).or_default() += 1;
     }
     let missing = members.iter().filter(|member| !reported.contains_key(member)).copied().collect();
-    let mut outcome = CheckOutcome { index, missing, ..CheckOutcome::default() };
+    let mut outcome = CheckOutcome { index, missing, digests: reported.clone(), ..CheckOutcome::default() };
     let right = votes.iter().find(|(_, count)| **count * 2 > voters.len()).map(|(digest, _)| *digest);
     match right {
         Some(right) => {
