@@ -106,6 +106,7 @@ impl Span {
 mod tests {
     use super::*;
     use crate::history::Entry;
+    use crate::planted::{broken, judged};
 
     fn operation(at: u64, call: Call, outcome: Outcome) -> Operation {
         Operation { process: 0, shard: None, invoke: at, complete: Some(at + 1), call, outcome }
@@ -141,89 +142,85 @@ mod tests {
         scan_as(Mode::Linearizable, at, entries)
     }
 
-    fn judged(operations: Vec<Operation>) -> Vec<String> {
-        let (_, violations) = check(&History { operations, ..History::default() });
-        violations.into_iter().map(|violation| violation.what).collect()
-    }
-
-    #[track_caller]
-    fn broken(operations: Vec<Operation>, part: &str) {
-        let found = judged(operations);
-        assert!(found.len() == 1 && found[0].contains(part), "{part:?} is not all of {found:?}");
-    }
-
     #[test]
     fn a_scan_that_finds_all_passes() {
         let other = done(1, "other", "x");
         assert!(
-            judged(vec![done(1, "k1", "a"), done(3, "k2", "b"), other, scan(5, &[("k1", "a", 1), ("k2", "b", 3)])])
-                .is_empty()
+            judged(
+                check,
+                vec![done(1, "k1", "a"), done(3, "k2", "b"), other, scan(5, &[("k1", "a", 1), ("k2", "b", 3)])]
+            )
+            .is_empty()
         );
     }
 
     #[test]
     fn what_is_written_during_the_scan_may_be_there_or_not() {
         let late = Operation { complete: Some(9), ..done(4, "k1", "a") };
-        assert!(judged(vec![late.clone(), scan(5, &[])]).is_empty());
-        assert!(judged(vec![late, scan(5, &[("k1", "a", 4)])]).is_empty());
+        assert!(judged(check, vec![late.clone(), scan(5, &[])]).is_empty());
+        assert!(judged(check, vec![late, scan(5, &[("k1", "a", 4)])]).is_empty());
     }
 
     #[test]
     fn a_missing_key_is_caught() {
-        broken(vec![done(1, "k1", "a"), done(3, "k2", "b"), scan(5, &[("k2", "b", 3)])], "k1 existed throughout");
+        broken(
+            check,
+            vec![done(1, "k1", "a"), done(3, "k2", "b"), scan(5, &[("k2", "b", 3)])],
+            "k1 existed throughout",
+        );
         let lease = scan_as(Mode::Lease, 5, &[]);
-        broken(vec![done(1, "k1", "a"), lease], "k1 existed throughout");
+        broken(check, vec![done(1, "k1", "a"), lease], "k1 existed throughout");
     }
 
     #[test]
     fn a_repeated_key_is_caught_also_at_a_timestamp() {
         for mode in [Mode::Linearizable, Mode::Snapshot { at: 9 }, Mode::Stale { max_ms: 0 }] {
             let twice = scan_as(mode, 5, &[("k1", "a", 1), ("k1", "a", 1)]);
-            broken(vec![done(1, "k1", "a"), twice], "repeated");
+            broken(check, vec![done(1, "k1", "a"), twice], "repeated");
         }
     }
 
     #[test]
     fn a_key_from_nowhere_or_from_later_is_caught() {
-        broken(vec![done(1, "k1", "a"), scan(5, &[("k1", "a", 1), ("k9", "z", 2)])], "never written");
-        broken(vec![done(1, "k1", "a"), scan(5, &[("k1", "z", 1)])], "not written");
-        broken(vec![scan(5, &[("k1", "a", 9)]), done(9, "k1", "a")], "before it was written");
+        broken(check, vec![done(1, "k1", "a"), scan(5, &[("k1", "a", 1), ("k9", "z", 2)])], "never written");
+        broken(check, vec![done(1, "k1", "a"), scan(5, &[("k1", "z", 1)])], "not written");
+        broken(check, vec![scan(5, &[("k1", "a", 9)]), done(9, "k1", "a")], "before it was written");
         let failed = write(1, "k1", "a", Outcome::NotApplied { reason: String::new() });
-        broken(vec![failed, scan(5, &[("k1", "a", 1)])], "not written");
+        broken(check, vec![failed, scan(5, &[("k1", "a", 1)])], "not written");
     }
 
     #[test]
     fn a_key_that_was_not_asked_for_is_caught() {
-        broken(vec![done(1, "other", "a"), scan(5, &[("other", "a", 1)])], "not asked for");
+        broken(check, vec![done(1, "other", "a"), scan(5, &[("other", "a", 1)])], "not asked for");
     }
 
     #[test]
     fn an_old_value_is_caught() {
-        broken(vec![done(1, "k1", "a"), done(3, "k1", "b"), scan(5, &[("k1", "a", 1)])], "replaced by");
+        broken(check, vec![done(1, "k1", "a"), done(3, "k1", "b"), scan(5, &[("k1", "a", 1)])], "replaced by");
     }
 
     #[test]
     fn a_deleted_key_that_comes_back_is_caught_and_one_that_may_be_deleted_is_excused() {
         let deleted = delete(3, "k1", Outcome::Written { version: 3 });
-        broken(vec![done(1, "k1", "a"), deleted.clone(), scan(5, &[("k1", "a", 1)])], "its deletion");
-        assert!(judged(vec![done(1, "k1", "a"), deleted, scan(5, &[])]).is_empty());
+        broken(check, vec![done(1, "k1", "a"), deleted.clone(), scan(5, &[("k1", "a", 1)])], "its deletion");
+        assert!(judged(check, vec![done(1, "k1", "a"), deleted, scan(5, &[])]).is_empty());
         for found in [&[][..], &[("k1", "a", 1)][..]] {
-            assert!(judged(vec![done(1, "k1", "a"), delete(3, "k1", unknown()), scan(5, found)]).is_empty());
+            assert!(judged(check, vec![done(1, "k1", "a"), delete(3, "k1", unknown()), scan(5, found)]).is_empty());
         }
     }
 
     #[test]
     fn a_write_of_unknown_outcome_may_be_found_or_not() {
         for found in [&[][..], &[("k1", "a", 1)][..]] {
-            assert!(judged(vec![write(1, "k1", "a", unknown()), scan(5, found)]).is_empty());
+            assert!(judged(check, vec![write(1, "k1", "a", unknown()), scan(5, found)]).is_empty());
         }
     }
 
     #[test]
     fn a_stale_scan_may_be_old_but_shows_only_what_was_written() {
         let stale = |entries| scan_as(Mode::Stale { max_ms: 0 }, 5, entries);
-        assert!(judged(vec![done(1, "k1", "a"), stale(&[])]).is_empty());
-        assert!(judged(vec![done(1, "k1", "a"), done(3, "k1", "b"), stale(&[("k1", "a", 1)])]).is_empty());
-        broken(vec![done(1, "k1", "a"), stale(&[("k1", "z", 1)])], "not written");
+        assert!(judged(check, vec![done(1, "k1", "a"), stale(&[])]).is_empty());
+        assert!(judged(check, vec![done(1, "k1", "a"), done(3, "k1", "b"), stale(&[("k1", "a", 1)])]).is_empty());
+        broken(check, vec![done(1, "k1", "a"), stale(&[("k1", "z", 1)])], "not written");
     }
 }

@@ -132,8 +132,7 @@ mod tests {
     fn judged(last: Operation) -> Vec<String> {
         let mut operations = history();
         operations.push(last);
-        let (_, violations) = check(&History { operations, ..History::default() });
-        violations.into_iter().map(|violation| violation.what).collect()
+        crate::planted::judged(check, operations)
     }
 
     #[test]

@@ -42,5 +42,7 @@ pub mod complete_scans;
 pub mod equal_replicas;
 pub mod figures;
 pub mod known_writes;
+#[cfg(test)]
+mod planted;
 pub mod violation;
 pub mod history;

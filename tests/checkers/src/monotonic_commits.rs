@@ -125,6 +125,7 @@ fn acknowledged(operation: &Operation) -> Vec<(&str, &str, u64)> {
 mod tests {
     use super::*;
     use crate::history::Versioned;
+    use crate::planted::{broken, judged};
 
     fn operation(shard: Option<u64>, at: u64, call: Call, outcome: Outcome) -> Operation {
         Operation { process: 0, shard, invoke: at, complete: Some(at + 1), call, outcome }
@@ -140,44 +141,33 @@ mod tests {
         operation(shard, at, Call::read("a"), Outcome::Found { entry })
     }
 
-    fn judged(operations: Vec<Operation>) -> Vec<String> {
-        let (_, violations) = check(&History { operations, ..History::default() });
-        violations.into_iter().map(|violation| violation.what).collect()
-    }
-
-    #[track_caller]
-    fn broken(operations: Vec<Operation>, part: &str) {
-        let found = judged(operations);
-        assert!(found.iter().any(|what| what.contains(part)), "{part:?} is not in {found:?}");
-    }
-
     const ONE: Option<u64> = Some(1);
 
     #[test]
     fn timestamps_that_rise_pass_in_any_order_of_concurrent_writes() {
-        assert!(judged(vec![write(ONE, 1, "a", 10), write(ONE, 3, "b", 11), read(ONE, 5, 1, 10)]).is_empty());
-        assert!(judged(vec![write(ONE, 1, "a", 11), write(ONE, 1, "b", 10)]).is_empty());
-        assert!(judged(vec![write(ONE, 1, "a", 11), write(Some(2), 3, "b", 10)]).is_empty(), "another shard");
+        assert!(judged(check, vec![write(ONE, 1, "a", 10), write(ONE, 3, "b", 11), read(ONE, 5, 1, 10)]).is_empty());
+        assert!(judged(check, vec![write(ONE, 1, "a", 11), write(ONE, 1, "b", 10)]).is_empty());
+        assert!(judged(check, vec![write(ONE, 1, "a", 11), write(Some(2), 3, "b", 10)]).is_empty(), "another shard");
     }
 
     #[test]
     fn a_timestamp_that_goes_back_is_caught() {
-        broken(vec![write(ONE, 1, "a", 10), write(ONE, 3, "b", 9)], "after 10 was told");
-        broken(vec![write(None, 1, "a", 10), write(None, 3, "a", 9)], "after 10 was told");
+        broken(check, vec![write(ONE, 1, "a", 10), write(ONE, 3, "b", 9)], "after 10 was told");
+        broken(check, vec![write(None, 1, "a", 10), write(None, 3, "a", 9)], "after 10 was told");
         let unknown = Outcome::Unknown { reason: String::new() };
         let call = Call::Write { key: "a".into(), value: "value 1".into() };
-        broken(vec![operation(ONE, 1, call, unknown), read(ONE, 3, 1, 10), write(ONE, 5, "b", 9)], "after 10");
+        broken(check, vec![operation(ONE, 1, call, unknown), read(ONE, 3, 1, 10), write(ONE, 5, "b", 9)], "after 10");
     }
 
     #[test]
     fn a_timestamp_given_twice_is_caught() {
-        broken(vec![write(ONE, 1, "a", 10), write(ONE, 1, "b", 10)], "two writes");
+        broken(check, vec![write(ONE, 1, "a", 10), write(ONE, 1, "b", 10)], "two writes");
     }
 
     #[test]
     fn a_value_that_changes_its_timestamp_is_caught() {
-        broken(vec![write(ONE, 1, "a", 10), read(ONE, 3, 1, 11)], "had timestamp 10 and then 11");
-        broken(vec![read(ONE, 3, 1, 10), read(ONE, 5, 1, 11)], "had timestamp 10 and then 11");
+        broken(check, vec![write(ONE, 1, "a", 10), read(ONE, 3, 1, 11)], "had timestamp 10 and then 11");
+        broken(check, vec![read(ONE, 3, 1, 10), read(ONE, 5, 1, 11)], "had timestamp 10 and then 11");
     }
 
     #[test]
@@ -185,6 +175,6 @@ mod tests {
         let unknown = Outcome::Unknown { reason: String::new() };
         let call = Call::Write { key: "a".into(), value: "value 3".into() };
         let operations = vec![write(ONE, 1, "a", 10), operation(ONE, 3, call, unknown), read(ONE, 5, 3, 12)];
-        assert!(judged(operations).is_empty());
+        assert!(judged(check, operations).is_empty());
     }
 }

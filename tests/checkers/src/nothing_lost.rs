@@ -98,6 +98,7 @@ fn name(value: Option<&str>) -> String {
 mod tests {
     use super::*;
     use crate::history::{Entry, Mode, Outcome, Versioned};
+    use crate::planted::{broken, judged};
 
     fn operation(at: u64, call: Call, outcome: Outcome) -> Operation {
         Operation { process: 0, shard: None, invoke: at, complete: Some(at + 1), call, outcome }
@@ -124,71 +125,60 @@ mod tests {
         operation(at, Call::read("k"), Outcome::Found { entry })
     }
 
-    fn judged(operations: Vec<Operation>) -> Vec<String> {
-        let (_, violations) = check(&History { operations, ..History::default() });
-        violations.into_iter().map(|violation| violation.what).collect()
-    }
-
-    #[track_caller]
-    fn broken(operations: Vec<Operation>, part: &str) {
-        let found = judged(operations);
-        assert!(found.iter().any(|what| what.contains(part)), "{part:?} is not in {found:?}");
-    }
-
     #[test]
     fn a_kept_promise_passes() {
-        assert!(judged(vec![done(1, "a"), read(3, "a")]).is_empty());
-        assert!(judged(vec![read(1, ""), done(1, "a"), read(3, "a")]).is_empty());
+        assert!(judged(check, vec![done(1, "a"), read(3, "a")]).is_empty());
+        assert!(judged(check, vec![read(1, ""), done(1, "a"), read(3, "a")]).is_empty());
         let (found, _) = check(&History { operations: vec![done(1, "a"), read(3, "a")], ..History::default() });
         assert_eq!(found, 1);
     }
 
     #[test]
     fn a_lost_acknowledged_write_is_caught() {
-        broken(vec![done(1, "a"), read(3, "")], "is not there");
-        broken(vec![done(1, "a"), done(3, "b"), read(5, "")], "is not there");
+        broken(check, vec![done(1, "a"), read(3, "")], "is not there");
+        broken(check, vec![done(1, "a"), done(3, "b"), read(5, "")], "is not there");
     }
 
     #[test]
     fn another_value_than_written_is_caught() {
-        broken(vec![done(1, "a"), read(3, "b")], "holds \"b\"");
+        broken(check, vec![done(1, "a"), read(3, "b")], "holds \"b\"");
     }
 
     #[test]
     fn a_write_of_unknown_outcome_may_be_there_or_not() {
         for found in ["a", ""] {
-            assert!(judged(vec![write(1, "a", unknown()), read(3, found)]).is_empty());
+            assert!(judged(check, vec![write(1, "a", unknown()), read(3, found)]).is_empty());
         }
-        assert!(judged(vec![done(1, "a"), write(3, "b", unknown()), read(5, "b")]).is_empty());
+        assert!(judged(check, vec![done(1, "a"), write(3, "b", unknown()), read(5, "b")]).is_empty());
     }
 
     #[test]
     fn a_write_that_said_not_applied_and_is_there_is_caught() {
-        broken(vec![write(1, "a", not_applied()), read(3, "a")], "failed as not applied");
+        broken(check, vec![write(1, "a", not_applied()), read(3, "a")], "failed as not applied");
         let call = Call::Read { key: "k".into(), mode: Mode::Stale { max_ms: 0 } };
         let stale = operation(3, call, Outcome::Found { entry: Some(Versioned { value: "a".into(), version: 1 }) });
-        broken(vec![write(1, "a", not_applied()), stale], "failed as not applied");
+        broken(check, vec![write(1, "a", not_applied()), stale], "failed as not applied");
     }
 
     #[test]
     fn an_acknowledged_write_that_nobody_reads_proves_nothing() {
-        broken(vec![done(1, "a")], "never read");
-        broken(vec![read(0, ""), done(5, "a")], "never read");
+        broken(check, vec![done(1, "a")], "never read");
+        broken(check, vec![read(0, ""), done(5, "a")], "never read");
     }
 
     #[test]
     fn an_old_state_of_a_stale_read_is_no_loss() {
         let call = Call::Read { key: "k".into(), mode: Mode::Stale { max_ms: 0 } };
         let stale = operation(3, call, Outcome::Found { entry: None });
-        assert!(judged(vec![done(1, "a"), stale, read(5, "a")]).is_empty());
+        assert!(judged(check, vec![done(1, "a"), stale, read(5, "a")]).is_empty());
     }
 
     #[test]
     fn a_deleted_key_is_not_lost_and_a_scan_counts_as_a_read() {
         let delete = operation(3, Call::Delete { key: "k".into() }, Outcome::Written { version: 3 });
-        assert!(judged(vec![done(1, "a"), delete, read(5, "")]).is_empty());
+        assert!(judged(check, vec![done(1, "a"), delete, read(5, "")]).is_empty());
         let entries = vec![Entry { key: "k".into(), value: "a".into(), version: 1 }];
         let call = Call::Scan { prefix: String::new(), mode: Mode::Linearizable };
-        assert!(judged(vec![done(1, "a"), operation(3, call, Outcome::Listed { entries })]).is_empty());
+        assert!(judged(check, vec![done(1, "a"), operation(3, call, Outcome::Listed { entries })]).is_empty());
     }
 }

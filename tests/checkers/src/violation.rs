@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// What a checker says that could not decide.
+pub(crate) const UNDECIDED: &str = "undecided";
+
 /// What a checker found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Violation {
@@ -16,6 +19,12 @@ impl Violation {
     #[must_use]
     pub fn new(property: &'static str, what: impl Into<String>) -> Self {
         Self { property, what: what.into() }
+    }
+
+    /// Whether the checker could not tell right from wrong.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        self.what.contains(UNDECIDED)
     }
 }
 

@@ -14,7 +14,7 @@ pub mod zones;
 use std::collections::BTreeMap;
 
 use crate::history::{Call, Fate, History, Operation, Outcome, Versioned};
-use crate::violation::Violation;
+use crate::violation::{UNDECIDED, Violation};
 
 const PROPERTY: &str = "linearizability";
 
@@ -76,7 +76,7 @@ fn check_key(steps: &[Step<'_>]) -> Result<(), String> {
         Err(zones::Fault::Unfit) => match wgl::check(steps, STEPS_MAX) {
             wgl::Answer::Linearizable => Ok(()),
             wgl::Answer::Not => Err(format!("no order of its {} operations explains the answers", steps.len())),
-            wgl::Answer::Undecided => Err(format!("undecided after {STEPS_MAX} steps of the search")),
+            wgl::Answer::Undecided => Err(format!("{UNDECIDED} after {STEPS_MAX} steps of the search")),
         },
         Err(zones::Fault::Violated(why)) => Err(why),
         Ok(()) => Ok(()),
