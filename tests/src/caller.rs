@@ -6,7 +6,8 @@
 //! Not here: what is asked and when (load, workload), the times (recorder).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +19,6 @@ use kv_proto::pb::v1 as pb;
 use kv_proto::pb::v1::condition::Expected;
 use kv_proto::pb::v1::kv_service_client::KvServiceClient;
 use kv_proto::pb::v1::write_operation::Operation as Write;
-use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -29,6 +29,8 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const CALL: Duration = Duration::from_secs(8);
 /// Between two attempts of a unary call that was not sent on by a hint.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Calls to one node before the next one has its turn, so that each node is asked by someone.
+const STAY: u64 = 100;
 /// Entries of a page of a unary scan.
 const PAGE: i32 = 200;
 
@@ -41,15 +43,23 @@ pub enum Caller {
     Unary(Unary),
 }
 
-/// Unary calls to one node after the other.
+/// Unary calls to one node, until it fails or has had its share, and then to the next.
 #[derive(Debug)]
 pub struct Unary {
-    endpoints: Vec<String>,
+    nodes: Arc<Nodes>,
     keyspace: String,
     wrong_node: pb::WrongNode,
     client_id: Bytes,
     sequence: AtomicU64,
-    next: AtomicU64,
+    calls: AtomicU64,
+    /// Which of the nodes is asked.
+    place: AtomicUsize,
+}
+
+/// The nodes, and a connection to each that callers share.
+#[derive(Debug)]
+pub struct Nodes {
+    endpoints: Vec<String>,
     channels: Mutex<HashMap<String, KvServiceClient<Channel>>>,
 }
 
@@ -62,15 +72,15 @@ impl Caller {
 
     /// By unary calls that nodes forward to each other, or that they answer with a hint where to go.
     #[must_use]
-    pub fn unary(endpoints: Vec<String>, keyspace: &str, wrong_node: pb::WrongNode) -> Self {
+    pub fn unary(nodes: Arc<Nodes>, keyspace: &str, wrong_node: pb::WrongNode) -> Self {
         Self::Unary(Unary {
-            endpoints,
+            nodes,
             keyspace: keyspace.to_owned(),
             wrong_node,
             client_id: Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes()),
             sequence: AtomicU64::new(1),
-            next: AtomicU64::new(rand::random::<u64>() >> 1),
-            channels: Mutex::default(),
+            calls: AtomicU64::new(0),
+            place: AtomicUsize::new(rand::random_range(0..64)),
         })
     }
 
@@ -195,11 +205,15 @@ impl Unary {
     async fn retried(&self, call: &Call, header: &pb::RequestHeader, cursor: Bytes) -> Answer {
         let deadline = Instant::now() + CALL;
         let (mut hinted, mut unknown, mut reason) = (None, false, String::new());
+        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(STAY) {
+            self.place.fetch_add(1, Ordering::Relaxed);
+        }
         while Instant::now() < deadline {
-            let address = hinted.take().unwrap_or_else(|| self.next());
-            let error = match self.service(&address).await {
+            let address = hinted.take().unwrap_or_else(|| self.nodes.at(self.place.load(Ordering::Relaxed)));
+            let error = match self.nodes.service(&address) {
                 Err(why) => {
                     reason = why;
+                    self.place.fetch_add(1, Ordering::Relaxed);
                     sleep(PAUSE).await;
                     continue;
                 }
@@ -211,6 +225,9 @@ impl Unary {
             unknown |= error.outcome() == errors::Outcome::Unknown;
             reason = error.to_string();
             hinted = leader(&error).filter(|hint| *hint != address);
+            if hinted.is_none() {
+                self.place.fetch_add(1, Ordering::Relaxed);
+            }
             match error.retry_after() {
                 _ if hinted.is_some() => {}
                 None if !can_help(&error) => break,
@@ -219,23 +236,6 @@ impl Unary {
         }
         let became = if unknown { errors::Outcome::Unknown } else { errors::Outcome::NotApplied };
         outcome(became, reason).into()
-    }
-
-    fn next(&self) -> String {
-        let turn = usize::try_from(self.next.fetch_add(1, Ordering::Relaxed)).unwrap_or_default();
-        self.endpoints.get(turn % self.endpoints.len().max(1)).cloned().unwrap_or_default()
-    }
-
-    async fn service(&self, address: &str) -> Result<KvServiceClient<Channel>, String> {
-        let mut channels = self.channels.lock().await;
-        if let Some(service) = channels.get(address) {
-            return Ok(service.clone());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-        let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(ATTEMPT + Duration::from_millis(500));
-        let service = KvServiceClient::new(endpoint.connect_lazy());
-        channels.insert(address.to_owned(), service.clone());
-        Ok(service)
     }
 
     /// All pages; the nodes find the shards.
@@ -250,6 +250,30 @@ impl Unary {
                 return Outcome::Listed { entries };
             }
         }
+    }
+}
+
+impl Nodes {
+    /// At these addresses; connections are made when they are needed.
+    #[must_use]
+    pub fn new(endpoints: Vec<String>) -> Self {
+        Self { endpoints, channels: Mutex::default() }
+    }
+
+    fn at(&self, place: usize) -> String {
+        self.endpoints.get(place % self.endpoints.len().max(1)).cloned().unwrap_or_default()
+    }
+
+    fn service(&self, address: &str) -> Result<KvServiceClient<Channel>, String> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(service) = channels.get(address) {
+            return Ok(service.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(ATTEMPT + Duration::from_millis(500));
+        let service = KvServiceClient::new(endpoint.connect_lazy());
+        channels.insert(address.to_owned(), service.clone());
+        Ok(service)
     }
 }
 

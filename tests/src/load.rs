@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use futures::stream::{self, StreamExt as _};
 use kv_checkers::figures::Figures;
-use kv_checkers::history::{Call, History, Operation, Outcome};
+use kv_checkers::history::{Call, History, Mode, Operation, Outcome};
 use kv_checkers::verdict;
 use kv_client::Client;
 use tokio::task::JoinSet;
@@ -152,6 +152,17 @@ pub async fn read_all(caller: &Caller, recorder: &Recorder, of: impl Fn(&str) ->
     let failed: Vec<Option<String>> = stream::iter(keys).map(read).buffer_unordered(READS_AT_ONCE).collect().await;
     let failed: Vec<String> = failed.into_iter().flatten().take(5).collect();
     ensure!(failed.is_empty(), "the final reads failed: {failed:?}");
+    Ok(())
+}
+
+/// Lists every key that begins so; it must answer.
+pub async fn scan_all(caller: &Caller, recorder: &Recorder, prefix: &str) -> Result<()> {
+    let call = Call::Scan { prefix: prefix.to_owned(), mode: Mode::Linearizable };
+    let invoke = recorder.now();
+    let outcome = caller.call(&call).await;
+    let listed = matches!(outcome, Outcome::Listed { .. });
+    recorder.enter(recorder.process(), None, invoke, call, outcome.clone());
+    ensure!(listed, "the final scan of {prefix} failed: {outcome:?}");
     Ok(())
 }
 

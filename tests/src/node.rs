@@ -206,9 +206,12 @@ impl NodeProcess {
 
     /// Waits for the end of a process that was told to stop.
     pub async fn stopped(&mut self) -> Result<ExitStatus> {
-        let mut child = self.child.take().with_context(|| format!("node {} is not started", self.number))?;
+        // It stays ours until it has ended, also if whoever waits here gives up before: its port is taken until then.
+        let child = self.child.as_mut().with_context(|| format!("node {} is not started", self.number))?;
         let status = timeout(STOP_WITHIN, child.wait()).await;
-        Ok(status.with_context(|| format!("node {} did not stop within {STOP_WITHIN:?}", self.number))??)
+        let status = status.with_context(|| format!("node {} did not stop within {STOP_WITHIN:?}", self.number))??;
+        self.child = None;
+        Ok(status)
     }
 
     /// SIGSTOP: alive to the kernel, silent to everyone.

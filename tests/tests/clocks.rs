@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kv_proto::pb::admin::v1::TransferLeaderRequest;
 use kv_tests::admin::Admin;
-use kv_tests::clock;
+use kv_tests::clock::{self, Wrong};
 use kv_tests::cluster::Cluster;
 use kv_tests::http;
 use kv_tests::kvctl::expect;
@@ -37,7 +37,7 @@ async fn a_node_whose_clock_is_far_off_refuses_to_lead_and_says_so() -> Result<(
     load.progress(100).await?;
     for seconds in [HOUR, -HOUR] {
         cluster.node_mut(3).stop().await?;
-        cluster.node_mut(3).preload(Some(clock::shifted_by(seconds, folder.path())?));
+        cluster.node_mut(3).preload(Some(clock::library(Wrong::By(seconds), folder.path())?));
         cluster.node_mut(3).start().await?;
         let reason = node_3_may_lead(&cluster, false).await?;
         ensure!(reason.contains("clock differs from 2 of 2 nodes"), "{reason}");

@@ -8,8 +8,10 @@ use kv_checkers::verdict;
 use kv_tests::cluster::Cluster;
 use kv_tests::lying::{Liar, Lie};
 use kv_tests::recorder::Recorder;
-use kv_tests::wait;
 use kv_tests::workload::{self, Workload};
+use kv_tests::{runs, wait};
+use serde_json::json;
+use tokio::time::Instant;
 
 /// The bound that is promised, the start of the cluster left out.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -23,7 +25,8 @@ async fn found(lie: Lie) -> Result<Vec<&'static str>> {
     let client = cluster.client().await?;
     let liar = Liar::start(&cluster.node(1).address(), lie, EVERY).await?;
     let recorder = Arc::new(Recorder::new(0));
-    let load = Workload { client: false, pace: Duration::from_millis(1), ..Workload::default() };
+    let load = Workload { crews: 1, pace: Duration::from_millis(1), seed: rand::random(), client: false };
+    let began = Instant::now();
     let load = load.start(&client, vec![liar.address().to_owned()], recorder).await?;
     wait::until("the liar to lie twice", WITHIN, || async {
         ensure!(liar.lies() >= 2, "it lied {} times", liar.lies());
@@ -32,6 +35,11 @@ async fn found(lie: Lie) -> Result<Vec<&'static str>> {
     .await?;
     let verdict = verdict::judge(&load.stop(&client).await?);
     println!("{lie:?}: {verdict}");
+    let (found, found_ms) = (u64::from(!verdict.violations.is_empty()), began.elapsed().as_millis() as u64);
+    runs::record(
+        "negative-control",
+        json!({"operations": verdict.figures.operations, "found": found, "found_ms": found_ms}),
+    )?;
     cluster.finish().await?;
     Ok(verdict.violations.iter().map(|violation| violation.property).collect())
 }

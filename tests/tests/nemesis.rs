@@ -16,7 +16,7 @@ async fn weathered(schedule: Schedule) -> Result<()> {
     println!("{schedule}");
     let again = format!("again: just nemesis {} 1", schedule.seed);
     let mut cluster = Cluster::start(storm::settings(schedule.nodes)).await.context(again.clone())?;
-    let load = Workload { seed: schedule.seed, ..Workload::default() };
+    let load = Workload::of_storm(schedule.seed, schedule.length);
     let after = storm::run(&mut cluster, &schedule, load).await.context(again.clone())?;
     println!("{}", after.storm);
     after.storm.passed().context(again)?;

@@ -3,7 +3,6 @@
 //! Not here: what a storm is (kv-tests, nemesis).
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +12,9 @@ use kv_tests::cluster::Cluster;
 use kv_tests::nemesis::schedule::Schedule;
 use kv_tests::nemesis::storm;
 use kv_tests::report;
+use kv_tests::runs;
 use kv_tests::workload::Workload;
+use serde_json::{Value, json};
 
 #[derive(Parser)]
 #[command(about = "Lets faults loose on a cluster under load and judges what clients saw")]
@@ -41,9 +42,6 @@ enum Command {
         /// Writes what clients saw, as lines of JSON.
         #[arg(long)]
         history: Option<PathBuf>,
-        /// Adds the run's figures to this file, as a line of JSON.
-        #[arg(long)]
-        runs: Option<PathBuf>,
     },
     /// Prints the schedule of a seed, to be changed and given back.
     Schedule {
@@ -71,13 +69,13 @@ fn length(minutes: f64) -> Result<Duration> {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Storm { seed, minutes, nodes, schedule, history, runs } => {
+        Command::Storm { seed, minutes, nodes, schedule, history } => {
             let schedule = match schedule {
                 Some(file) => Schedule::parse(&fs::read_to_string(&file)?)
                     .with_context(|| format!("reading {}", file.display()))?,
                 None => Schedule::random(seed, nodes, length(minutes)?),
             };
-            weather(&schedule, history.as_deref(), runs.as_deref()).await
+            weather(&schedule, history.as_deref()).await
         }
         Command::Schedule { seed, minutes, nodes } => {
             print!("{}", Schedule::random(seed, nodes, length(minutes)?));
@@ -87,18 +85,27 @@ async fn main() -> Result<()> {
     }
 }
 
-async fn weather(schedule: &Schedule, history: Option<&Path>, runs: Option<&Path>) -> Result<()> {
+/// Lets it loose, and enters its figures also if it fails.
+async fn weather(schedule: &Schedule, history: Option<&Path>) -> Result<()> {
     println!("{schedule}");
+    let mut run = json!({ "seed": schedule.seed, "nodes": schedule.nodes, "violations": 0 });
+    let ended = let_loose(schedule, history, &mut run).await;
+    if ended.is_err() && run.get("violations").and_then(Value::as_u64) == Some(0) {
+        // Not served in time, a node that panicked or ended: no less than a broken promise.
+        run.as_object_mut().context("a run is an object")?.insert("violations".to_owned(), 1.into());
+    }
+    runs::record("cluster", run)?;
+    ended
+}
+
+async fn let_loose(schedule: &Schedule, history: Option<&Path>, run: &mut Value) -> Result<()> {
     let mut cluster = Cluster::start(storm::settings(schedule.nodes)).await?;
-    let load = Workload { seed: schedule.seed, ..Workload::default() };
+    let load = Workload::of_storm(schedule.seed, schedule.length);
     let after = storm::run(&mut cluster, schedule, load).await?;
     println!("{}", after.storm);
+    *run = after.storm.summary();
     if let Some(file) = history {
         after.history.write(std::io::BufWriter::new(fs::File::create(file)?))?;
-    }
-    if let Some(file) = runs {
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(file)?;
-        writeln!(file, "{}", after.storm.summary())?;
     }
     after.storm.passed()?;
     ensure!(after.storm.faults() > 0, "no fault was possible");

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use kv_proto::ids::SYSTEM_KEYSPACE;
 use kv_proto::pb::admin::v1::{MoveReplicaRequest, ShardListing, TransferLeaderRequest};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -16,13 +17,15 @@ use tokio::time::timeout;
 
 use super::schedule::{Kind, Step, Target};
 use crate::admin::Admin;
-use crate::clock;
+use crate::clock::{self, Wrong};
 use crate::cluster::Cluster;
 use crate::network::Network;
 use crate::network::rules::{Link, Party, Rule};
 
 /// Seconds; far beyond `clock_offset_max`.
 const CLOCK_JUMP: i64 = 600;
+/// Percent; leases allow for a tenth.
+const CLOCK_DRIFT: u32 = 5;
 /// Left of a disk that is filled: too little to take writes, and less than the engines of a node that goes on writing fill.
 const DISK_LEFT_MEBIBYTES: u64 = 60;
 /// Administration during a storm may hang on what is cut off.
@@ -49,12 +52,16 @@ pub(super) async fn begin(cluster: &mut Cluster, step: &Step, random: &mut StdRn
         None => 0,
         Some(Target::Node(number)) => number,
         Some(Target::Leader) => match busiest_leader(cluster).await {
-            Some(leader) => leader,
+            Some((leader, _)) => leader,
             None => return Ok(None),
         },
     };
     match step.kind {
-        Kind::Kill | Kind::Pause | Kind::Restart | Kind::ClockJump if !cluster.node(number).is_started() => Ok(None),
+        Kind::Kill | Kind::Pause | Kind::Restart | Kind::ClockJump | Kind::ClockDrift
+            if !cluster.node(number).is_started() =>
+        {
+            Ok(None)
+        }
         Kind::Kill => {
             cluster.node_mut(number).kill().await?;
             Ok(Some(Some(Undo::Start(vec![number]))))
@@ -70,7 +77,12 @@ pub(super) async fn begin(cluster: &mut Cluster, step: &Step, random: &mut StdRn
         Kind::Restart => restart(cluster, number).await,
         Kind::ClockJump => {
             let seconds = if random.random_bool(0.5) { CLOCK_JUMP } else { -CLOCK_JUMP };
-            jump(cluster, number, Some(seconds)).await?;
+            set_clock(cluster, number, Some(Wrong::By(seconds))).await?;
+            Ok(Some(Some(Undo::Clock(number))))
+        }
+        Kind::ClockDrift => {
+            let percent = if random.random_bool(0.5) { 100 + CLOCK_DRIFT } else { 100 - CLOCK_DRIFT };
+            set_clock(cluster, number, Some(Wrong::Rate(percent))).await?;
             Ok(Some(Some(Undo::Clock(number))))
         }
         Kind::HalfOpen | Kind::Reset => {
@@ -121,7 +133,7 @@ pub(super) async fn undo(cluster: &mut Cluster, undo: Undo) -> Result<()> {
             let same = pid.is_some() && cluster.node(number).pid() == pid;
             if same { cluster.node(number).resume() } else { Ok(()) }
         }
-        Undo::Clock(number) => jump(cluster, number, None).await,
+        Undo::Clock(number) => set_clock(cluster, number, None).await,
         Undo::Links(fault) => {
             network(cluster)?.rules().end(fault);
             Ok(())
@@ -134,11 +146,11 @@ fn network(cluster: &Cluster) -> Result<&Network> {
     cluster.network().context("a storm needs a cluster whose network can be broken")
 }
 
-/// Starts it again with a clock that is off by so many seconds; if it is down, its next start has that clock.
-async fn jump(cluster: &mut Cluster, number: usize, seconds: Option<i64>) -> Result<()> {
+/// Starts it again with a wrong clock or the right one; if it is down, its next start has that clock.
+async fn set_clock(cluster: &mut Cluster, number: usize, wrong: Option<Wrong>) -> Result<()> {
     let node = cluster.node_mut(number);
     let folder = node.log().parent().context("a log lies in a folder")?.to_owned();
-    node.preload(seconds.map(|seconds| clock::shifted_by(seconds, &folder)).transpose()?);
+    node.preload(wrong.map(|wrong| clock::library(wrong, &folder)).transpose()?);
     if node.is_started() {
         node.kill().await?;
         node.start().await?;
@@ -192,6 +204,7 @@ fn links(kind: Kind, number: usize, nodes: usize) -> Vec<Link> {
         | Kind::Pause
         | Kind::Restart
         | Kind::ClockJump
+        | Kind::ClockDrift
         | Kind::HalfOpen
         | Kind::Reset
         | Kind::FillDisk
@@ -215,13 +228,18 @@ fn leader_of(listing: &ShardListing) -> Option<u64> {
     listing.replicas.iter().find(|replica| replica.role == "leader").map(|replica| replica.node_id)
 }
 
-async fn busiest_leader(cluster: &Cluster) -> Option<usize> {
-    let mut led: BTreeMap<u64, usize> = BTreeMap::new();
-    for leader in shards(cluster).await?.iter().filter_map(leader_of) {
-        *led.entry(leader).or_default() += 1;
+/// The node that leads most of the shards the load writes to, and those.
+pub(super) async fn busiest_leader(cluster: &Cluster) -> Option<(usize, Vec<u64>)> {
+    let mut led: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for listing in shards(cluster).await? {
+        let (leader, shard) = (leader_of(&listing), listing.shard.unwrap_or_default());
+        if let Some(leader) = leader.filter(|_| shard.keyspace_id != SYSTEM_KEYSPACE.0) {
+            led.entry(leader).or_default().push(shard.shard_id);
+        }
     }
-    let leader = led.into_iter().max_by_key(|(_, shards)| *shards)?.0;
-    usize::try_from(leader).ok().filter(|leader| (1..=cluster.nodes().count()).contains(leader))
+    let (leader, shards) = led.into_iter().max_by_key(|(_, shards)| shards.len())?;
+    let leader = usize::try_from(leader).ok().filter(|leader| (1..=cluster.nodes().count()).contains(leader))?;
+    Some((leader, shards))
 }
 
 /// Any of them.

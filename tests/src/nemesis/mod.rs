@@ -6,5 +6,6 @@
 //! Not here: the load (workload), the network that is broken (network).
 
 pub mod storm;
+mod recovery;
 mod action;
 pub mod schedule;

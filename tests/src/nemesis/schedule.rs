@@ -117,6 +117,8 @@ kinds! {
     Restart "restart" true 0.0;
     /// SIGKILL, and a start with a wall clock ten minutes ahead or behind; afterwards again with the right one.
     ClockJump "clock-jump" true 6.0;
+    /// SIGKILL, and a start with clocks that run 5% too fast or too slow; afterwards again with the right ones.
+    ClockDrift "clock-drift" true 6.0;
     /// No other node is reached, in either direction; clients on both sides go on.
     Isolate "isolate" true 6.0;
     /// What the node sends to other nodes does not arrive.

@@ -19,9 +19,11 @@ use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::action::{self, Undo};
+use super::recovery;
 use super::schedule::{Kind, Schedule};
 use crate::cluster::Cluster;
 use crate::recorder::Recorder;
+use crate::replicas;
 use crate::settings::Settings;
 use crate::wait;
 use crate::workload::{self, Workload};
@@ -31,19 +33,30 @@ pub const SERVES_WITHIN: Duration = Duration::from_secs(10);
 /// What nodes may need to start after their disks and links are whole.
 const HEALS_WITHIN: Duration = Duration::from_secs(60);
 
+/// Leaders killed one after the other when the storm is over.
+const LEADER_KILLS: usize = 2;
+
 /// What a storm showed.
 #[derive(Clone, Debug)]
 pub struct Storm {
     /// The schedule's.
     pub seed: u64,
+    /// How many nodes there were.
+    pub nodes: usize,
     /// How long load and faults ran.
     pub length: Duration,
+    /// Operations that ended while faults did.
+    pub under_faults: usize,
     /// How often each kind of fault was injected.
     pub injected: BTreeMap<Kind, usize>,
     /// Faults that were not possible when their time came.
     pub skipped: usize,
+    /// Faults that began while another one lasted.
+    pub overlapping: usize,
     /// From the end of all faults until every shard took a write.
     pub served_after: Duration,
+    /// From the death of a leader, afterwards and alone, until every shard it led took a write.
+    pub leader_kills: Vec<Duration>,
     /// What the checkers say.
     pub verdict: Verdict,
 }
@@ -62,7 +75,7 @@ pub struct Aftermath {
 pub fn settings(nodes: usize) -> Settings {
     let lines = [
         "flush_interval = \"500ms\"",
-        "log_entries_kept = 200",
+        "log_entries_kept = 500",
         "hibernate_after = \"2s\"",
         "disk_free_min = \"100MiB\"",
         "disk_check_interval = \"100ms\"",
@@ -76,13 +89,29 @@ pub async fn run(cluster: &mut Cluster, schedule: &Schedule, load: Workload) -> 
     let recorder = Arc::new(Recorder::new(schedule.seed));
     let client = cluster.client().await?;
     let load = load.start(&client, cluster.endpoints(), recorder.clone()).await?;
-    let mut faults = Faults::new(schedule.seed, recorder);
+    let mut faults = Faults::new(schedule.seed, recorder.clone());
     faults.run(cluster, schedule).await?;
+    let under_faults = recorder.with(|history| history.operations.len());
     let served_after = faults.heal(cluster, schedule.seed).await?;
+    let mut leader_kills = vec![];
+    for _ in 0..LEADER_KILLS {
+        leader_kills.push(recovery::of_a_killed_leader(cluster, &recorder).await?);
+    }
+    replicas::check_all(cluster, &recorder).await?;
     let history = load.stop(&client).await?;
-    let verdict = verdict::judge(&history);
-    let Faults { injected, skipped, .. } = faults;
-    let storm = Storm { seed: schedule.seed, length: schedule.length, injected, skipped, served_after, verdict };
+    let Faults { injected, skipped, overlapping, .. } = faults;
+    let storm = Storm {
+        seed: schedule.seed,
+        nodes: schedule.nodes,
+        length: schedule.length,
+        under_faults,
+        injected,
+        skipped,
+        overlapping,
+        served_after,
+        leader_kills,
+        verdict: verdict::judge(&history),
+    };
     Ok(Aftermath { storm, history })
 }
 
@@ -91,6 +120,7 @@ struct Faults {
     recorder: Arc<Recorder>,
     injected: BTreeMap<Kind, usize>,
     skipped: usize,
+    overlapping: usize,
     /// By the time they are due.
     undos: Vec<(Instant, Undo)>,
 }
@@ -98,7 +128,7 @@ struct Faults {
 impl Faults {
     fn new(seed: u64, recorder: Arc<Recorder>) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { random, recorder, injected: BTreeMap::new(), skipped: 0, undos: vec![] }
+        Self { random, recorder, injected: BTreeMap::new(), skipped: 0, overlapping: 0, undos: vec![] }
     }
 
     async fn run(&mut self, cluster: &mut Cluster, schedule: &Schedule) -> Result<()> {
@@ -112,6 +142,7 @@ impl Faults {
                 Some(undo) => {
                     self.recorder.fault(step.to_string());
                     *self.injected.entry(step.kind).or_default() += 1;
+                    self.overlapping += usize::from(!self.undos.is_empty());
                     self.undos.extend(undo.map(|undo| (Instant::now() + step.lasts, undo)));
                     self.undos.sort_by_key(|(due, _)| *due);
                 }
@@ -164,30 +195,42 @@ impl Storm {
         ensure!(self.verdict.violations.is_empty(), "the promise is broken:\n{self}");
         ensure!(self.served_after <= SERVES_WITHIN, "it served only after {:?}\n{self}", self.served_after);
         for (property, judged) in &self.verdict.judged {
-            // Nothing reports checksums yet.
-            ensure!(*judged > 0 || *property == "equal_replicas", "{property} judged nothing\n{self}");
+            ensure!(*judged > 0, "{property} judged nothing\n{self}");
         }
         Ok(())
     }
 
-    /// One line of JSON for the report.
+    /// Operations that ended in a second of the storm.
+    fn rate(&self) -> u64 {
+        (self.under_faults as f64 / self.length.as_secs_f64().max(1.0)) as u64
+    }
+
+    /// Its figures for the page of a campaign.
     #[must_use]
     pub fn summary(&self) -> serde_json::Value {
         let faults: BTreeMap<&str, usize> = self.injected.iter().map(|(kind, times)| (kind.name(), *times)).collect();
         let judged: BTreeMap<&str, usize> = self.verdict.judged.iter().copied().collect();
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let undecided = self.verdict.violations.iter().filter(|violation| violation.is_undecided()).count();
         serde_json::json!({
-            "kind": "cluster",
             "seed": self.seed,
+            "nodes": self.nodes,
             "seconds": self.length.as_secs(),
+            "under_faults": self.under_faults,
+            "per_second": self.rate(),
             "operations": self.verdict.figures.operations,
             "acknowledged": self.verdict.figures.acknowledged,
             "unknown": self.verdict.figures.unknown,
             "faults": faults,
             "skipped": self.skipped,
+            "overlapping": self.overlapping,
             "judged": judged,
             "violations": self.verdict.violations.len(),
-            "served_after_ms": u64::try_from(self.served_after.as_millis()).unwrap_or(u64::MAX),
-            "longest_gap_ms": u64::try_from(self.verdict.figures.longest_gap.as_millis()).unwrap_or(u64::MAX),
+            "undecided": undecided,
+            "served_after_ms": milliseconds(self.served_after),
+            "leader_kills": self.leader_kills.len(),
+            "leader_kill_ms": milliseconds(self.leader_kills.iter().max().copied().unwrap_or_default()),
+            "longest_gap_ms": milliseconds(self.verdict.figures.longest_gap),
         })
     }
 }
@@ -198,13 +241,18 @@ impl fmt::Display for Storm {
             self.injected.iter().map(|(kind, times)| format!("{} {times}", kind.name())).collect();
         writeln!(
             f,
-            "storm of seed {}, {:?}: {} faults ({}), {} skipped; every shard served {:?} after the heal",
+            "storm of seed {}, {} nodes, {:?}: {} faults ({}), {} skipped, {} overlapping; {} operations/s; every shard \
+             served {:?} after the heal and {:?} after a leader's death",
             self.seed,
+            self.nodes,
             self.length,
             self.faults(),
             faults.join(", "),
             self.skipped,
-            self.served_after
+            self.overlapping,
+            self.rate(),
+            self.served_after,
+            self.leader_kills
         )?;
         write!(f, "{}", self.verdict)
     }

@@ -13,16 +13,18 @@ mod owner;
 pub mod rules;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 
+use self::owner::Owners;
 use self::proxy::Proxy;
 use self::rules::Rules;
 
 /// The proxies of one cluster and the rules they obey.
 #[derive(Debug)]
 pub struct Network {
-    folder: PathBuf,
+    owners: Arc<Owners>,
     rules: Rules,
     proxies: Vec<Proxy>,
 }
@@ -31,12 +33,12 @@ impl Network {
     /// For nodes whose folders lie in this one.
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, rules: Rules::default(), proxies: vec![] }
+        Self { owners: Arc::new(Owners::new(folder)), rules: Rules::default(), proxies: vec![] }
     }
 
     /// Begins to listen for node `number`, which itself listens at `target`; where it is reached from now on.
     pub async fn add(&mut self, number: usize, target: &str) -> Result<String> {
-        let proxy = Proxy::start(number, target.to_owned(), self.folder.clone(), self.rules.clone()).await?;
+        let proxy = Proxy::start(number, target.to_owned(), self.owners.clone(), self.rules.clone()).await?;
         let address = proxy.address().to_owned();
         self.proxies.push(proxy);
         Ok(address)

@@ -1,37 +1,90 @@
 //! Which node's process opened a connection, as /proc tells.
 //!
-//! Invariants: a socket no node's process holds belongs to a client.
+//! Invariants: a socket no node's process holds belongs to a client; a look at /proc begins after the connection was
+//! made, and serves all that were made before it, since one costs milliseconds and connections come in hundreds.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::rules::Party;
 
-/// Who holds the far end of a loopback connection from `from` to `to`. Reads files: not for async threads.
-pub(super) fn owner(from: SocketAddr, to: SocketAddr, folder: &Path) -> Party {
-    let Some(inode) = inode(from, to) else { return Party::Clients };
-    let socket = format!("socket:[{inode}]");
-    let held = |pid: &str| {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        descriptors.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*socket))
-    };
-    nodes(folder).into_iter().find(|(pid, _)| held(pid)).map_or(Party::Clients, |(_, number)| Party::Node(number))
+/// Least time between two looks.
+const BETWEEN: Duration = Duration::from_millis(25);
+
+/// The owners of connections to the proxies of one network.
+#[derive(Debug)]
+pub(super) struct Owners {
+    folder: PathBuf,
+    last: Mutex<Option<Look>>,
 }
 
-/// The inode of the socket at `from` of this connection.
-fn inode(from: SocketAddr, to: SocketAddr) -> Option<String> {
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let (from, to) = (format!(":{:04X}", from.port()), format!(":{:04X}", to.port()));
-    let socket = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
-        let ends = |place: usize, with: &str| fields.get(place).is_some_and(|address| address.ends_with(with));
-        ends(1, &from) && ends(2, &to)
-    })?;
-    socket.get(9).map(|inode| (*inode).to_owned()).filter(|inode| inode != "0")
+#[derive(Debug)]
+struct Look {
+    began: Instant,
+    /// Inodes by the ports of both ends.
+    sockets: HashMap<(u16, u16), u64>,
+    /// Nodes by the inodes of their sockets.
+    nodes: HashMap<u64, usize>,
+}
+
+impl Owners {
+    /// Of nodes whose folders lie in `folder`.
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, last: Mutex::default() }
+    }
+
+    /// Who holds the far end of a loopback connection from `from` to `to`. Reads files: not for async threads.
+    pub(super) fn of(&self, from: SocketAddr, to: SocketAddr) -> Party {
+        let made = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(look) = last.as_ref().filter(|look| look.began >= made) {
+            return look.owner(from, to);
+        }
+        if let Some(look) = last.as_ref() {
+            std::thread::sleep(BETWEEN.saturating_sub(look.began.elapsed()));
+        }
+        last.insert(Look::now(&self.folder)).owner(from, to)
+    }
+}
+
+impl Look {
+    fn now(folder: &Path) -> Self {
+        let began = Instant::now();
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let mut nodes = HashMap::new();
+        for (pid, number) in processes(folder) {
+            nodes.extend(held(&pid).into_iter().map(|inode| (inode, number)));
+        }
+        Self { began, sockets: table.lines().skip(1).filter_map(socket).collect(), nodes }
+    }
+
+    fn owner(&self, from: SocketAddr, to: SocketAddr) -> Party {
+        let inode = self.sockets.get(&(from.port(), to.port()));
+        inode.and_then(|inode| self.nodes.get(inode)).map_or(Party::Clients, |number| Party::Node(*number))
+    }
+}
+
+/// Ports and inode of a line of the kernel's table.
+fn socket(line: &str) -> Option<((u16, u16), u64)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let port = |place: usize| u16::from_str_radix(fields.get(place)?.rsplit(':').next()?, 16).ok();
+    let inode = fields.get(9)?.parse().ok().filter(|inode| *inode > 0)?;
+    Some(((port(1)?, port(2)?), inode))
+}
+
+/// Inodes of the sockets of a process.
+fn held(pid: &str) -> Vec<u64> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok());
+    links.filter_map(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
 }
 
 /// Process ids and numbers of the nodes whose folders lie in `folder`.
-fn nodes(folder: &Path) -> Vec<(String, usize)> {
+fn processes(folder: &Path) -> Vec<(String, usize)> {
     let begin = format!("{}/node", folder.display());
     let number = |pid: &str| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -56,7 +109,10 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_served, from) = listener.accept().unwrap();
         assert_eq!(from, client.local_addr().unwrap());
-        assert!(inode(from, listener.local_addr().unwrap()).is_some());
-        assert_eq!(owner(from, listener.local_addr().unwrap(), Path::new("/nowhere")), Party::Clients);
+        let (to, owners) = (listener.local_addr().unwrap(), Owners::new("/nowhere".into()));
+        assert_eq!(owners.of(from, to), Party::Clients);
+        let look = owners.last.lock().unwrap();
+        let inode = look.as_ref().unwrap().sockets.get(&(from.port(), to.port())).copied().unwrap();
+        assert!(held(&std::process::id().to_string()).contains(&inode));
     }
 }

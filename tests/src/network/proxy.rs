@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::owner::owner;
+use super::owner::Owners;
 use super::rules::{Party, Rule, Rules, Shocks, Table};
 use crate::ports::free_port;
 
@@ -40,16 +40,16 @@ pub(super) struct Proxy {
 struct Node {
     number: usize,
     target: String,
-    folder: PathBuf,
+    owners: Arc<Owners>,
     rules: Rules,
 }
 
 impl Proxy {
-    pub(super) async fn start(number: usize, target: String, folder: PathBuf, rules: Rules) -> Result<Self> {
+    pub(super) async fn start(number: usize, target: String, owners: Arc<Owners>, rules: Rules) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", free_port()?)).await?;
         let address = listener.local_addr()?.to_string();
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, Node { number, target, folder, rules }));
+        tasks.spawn(accept(listener, Node { number, target, owners, rules }));
         Ok(Self { address, _tasks: tasks })
     }
 
@@ -75,8 +75,8 @@ async fn accept(listener: TcpListener, node: Node) {
 /// One connection from its begin to its end; errors end it, which is all a proxy can say.
 async fn serve(stream: TcpStream, from: SocketAddr, node: Node) {
     let Ok(to) = stream.local_addr() else { return };
-    let folder = node.folder.clone();
-    let Ok(party) = spawn_blocking(move || owner(from, to, &folder)).await else { return };
+    let owners = node.owners.clone();
+    let Ok(party) = spawn_blocking(move || owners.of(from, to)).await else { return };
     let rules = node.rules.watch();
     let shocks = rules.borrow().shocks(node.number);
     let towards = Direction { rules: rules.clone(), from: party, to: Party::Node(node.number) };
@@ -139,7 +139,9 @@ impl Direction {
         if !wait.is_zero() {
             sleep(wait).await;
         }
-        self.clone().whole().await;
+        if self.rule().blocked {
+            self.clone().whole().await;
+        }
     }
 }
 
