@@ -50,7 +50,8 @@ impl TimeSource for SystemClock {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+/// In milliseconds, as far as they go.
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -18,3 +18,4 @@ pub mod timing;
 pub mod types;
 pub mod command;
 mod failpoint;
+mod failure;

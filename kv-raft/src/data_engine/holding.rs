@@ -24,6 +24,7 @@ use super::options::Table;
 use super::rows::{self, AppliedRow, LogIdRow, MembershipRow, RecordRow, damaged};
 use super::session_clock::SessionClock;
 use super::store::Store;
+use crate::clock::millis;
 use crate::types::{LogId, StoredMembership};
 
 /// What a replica is, for others.
@@ -176,7 +177,7 @@ impl Holding {
         if !self.keeps_history() {
             return commit;
         }
-        before.max(Timestamp::from_millis(commit.millis().saturating_sub(rows::millis(self.retention))))
+        before.max(Timestamp::from_millis(commit.millis().saturating_sub(millis(self.retention))))
     }
 
     /// Timestamps before this one are not readable, or may cease to be while they are read.

@@ -19,6 +19,7 @@ use kv_proto::timestamp::Timestamp;
 
 use super::error::DataError;
 use super::session_clock::SessionClock;
+use crate::clock::millis;
 use crate::command::Versioned;
 use crate::types::{LeaderId, LogId, Member, Membership, StoredMembership};
 
@@ -95,11 +96,6 @@ impl RecordRow {
     pub(crate) fn range(&self) -> Result<KeyRange, DataError> {
         KeyRange::new(self.start.clone(), self.end.clone()).ok_or_else(|| damaged("key range"))
     }
-}
-
-/// In milliseconds, as far as they go.
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Term, replica and index of an entry.

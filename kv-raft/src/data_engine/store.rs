@@ -12,13 +12,13 @@ use std::sync::Arc;
 use rocksdb::{
     ColumnFamily, DB, ErrorKind, FlushOptions, IteratorMode, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
-use tokio::sync::watch;
 
 use super::collect::Safepoints;
 use super::error::{DataError, OpenError};
 use super::keys;
 use super::options::{self, DataOptions, Table};
 use crate::failpoint;
+use crate::failure::Failure;
 
 /// Version of what [`keys`] and [`rows`](super::rows) lay out.
 const FORMAT: u32 = 1;
@@ -27,7 +27,7 @@ const FORMAT: u32 = 1;
 pub(crate) struct Store {
     db: DB,
     dir: PathBuf,
-    failure: watch::Sender<Option<String>>,
+    failure: Failure,
 }
 
 self_cell::self_cell! {
@@ -55,7 +55,7 @@ impl Store {
         }
         let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
             .map_err(|error| opening(dir, &error).in_manifest())?;
-        let store = Self { db, dir: dir.to_owned(), failure: watch::Sender::new(None) };
+        let store = Self { db, dir: dir.to_owned(), failure: Failure::default() };
         store.check_format()?;
         store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
         store.begin_compactions().map_err(|error| opening(dir, &error))?;
@@ -131,17 +131,13 @@ impl Store {
 
     /// See [`Store::checked`].
     pub(crate) fn fail(&self, why: String) -> DataError {
-        self.failure.send_if_modified(|first| {
-            let new = first.is_none();
-            first.get_or_insert_with(|| why.clone());
-            new
-        });
+        self.failure.set(&why);
         DataError::Failed(why)
     }
 
     /// Applies a batch at once; durable after the next flush.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), DataError> {
-        if let Some(why) = self.failure.borrow().clone() {
+        if let Some(why) = self.failure.reason() {
             return Err(DataError::Failed(why));
         }
         failpoint!("data.write", self.fail("a failpoint".to_owned()));
@@ -153,7 +149,7 @@ impl Store {
     /// Makes all that is written durable, all tables together. After a failure nothing is: a disk that failed once may
     /// say that it wrote what it lost. Blocking.
     pub(crate) fn flush(&self) -> Result<(), DataError> {
-        if let Some(why) = self.failure.borrow().clone() {
+        if let Some(why) = self.failure.reason() {
             return Err(DataError::Failed(why));
         }
         failpoint!("data.flush", self.fail("a failpoint".to_owned()));
@@ -169,13 +165,7 @@ impl Store {
     }
 
     pub(crate) async fn failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        // The reason is taken out before anything is awaited: the channel's guard must not cross an await.
-        let why = failure.wait_for(Option::is_some).await.ok().map(|why| why.clone().unwrap_or_default());
-        match why {
-            Some(why) => why,
-            None => std::future::pending().await,
-        }
+        self.failure.wait().await
     }
 }
 

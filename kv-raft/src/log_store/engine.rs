@@ -14,7 +14,7 @@ use std::time::Instant;
 use kv_proto::ids::{ReplicaId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use rocksdb::DB;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::error::{LogError, OpenError};
 use super::metrics::LogMetrics;
@@ -25,6 +25,7 @@ use super::store::LogStore;
 use super::verify;
 use super::writer::{Running, Writer};
 use crate::failpoint;
+use crate::failure::Failure;
 use crate::metrics::{RaftMetrics, Stage};
 
 /// How a log engine is opened.
@@ -54,7 +55,7 @@ pub(super) struct Shared {
     shards: Mutex<BTreeMap<ShardId, Arc<ShardLog>>>,
     /// None once closed.
     database: RwLock<Option<Arc<DB>>>,
-    failure: watch::Sender<Option<String>>,
+    failure: Failure,
     #[cfg(test)]
     pub(super) fault: Arc<super::tests::Fault>,
     #[cfg(test)]
@@ -89,19 +90,14 @@ impl Cached {
 impl Shared {
     /// Why nothing is accepted any more, if so.
     pub(super) fn failure(&self) -> Option<String> {
-        self.failure.borrow().clone()
+        self.failure.reason()
     }
 
     /// Fails for good; the first reason stays.
     pub(super) fn poison(&self, reason: &str) {
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                tracing::error!(reason, "log engine failed: the process must end and recover from disk");
-                *failure = Some(reason.to_owned());
-            }
-            first
-        });
+        if self.failure.set(reason) {
+            tracing::error!(reason, "log engine failed: the process must end and recover from disk");
+        }
         self.shards.lock().values().for_each(|shard| shard.wake());
     }
 
@@ -166,7 +162,7 @@ impl LogEngine {
             cached: Cached { bytes: AtomicUsize::new(0), budget: budget.entries },
             shards: Mutex::new(shards.collect()),
             database: RwLock::new(Some(Arc::clone(&database))),
-            failure: watch::Sender::new(None),
+            failure: Failure::default(),
             #[cfg(test)]
             fault: Arc::default(),
             #[cfg(test)]
@@ -265,15 +261,7 @@ impl LogEngine {
 
     /// Completes once storage has failed, with the reason: the process must end.
     pub async fn failed(&self) -> String {
-        let mut failure = self.0.shared.failure.subscribe();
-        loop {
-            if let Some(reason) = failure.borrow_and_update().clone() {
-                return reason;
-            }
-            if failure.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.0.shared.failure.wait().await
     }
 
     /// Why storage failed, if it has.

@@ -12,14 +12,14 @@ use std::time::Instant;
 use kv_proto::ids::{ReplicaId, ShardId};
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::RwLock;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::errors::StartError;
 use super::{Replica, keeper};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::data_engine::DataEngine;
+use crate::failure::Failure;
 use crate::log_store::LogEngine;
 use crate::metrics::RaftMetrics;
 use crate::timing::Timing;
@@ -64,7 +64,7 @@ pub(super) struct Shared {
     replicas: RwLock<BTreeMap<ShardId, Weak<Replica>>>,
     /// Bytes that went into the log since the process began.
     log_bytes: AtomicU64,
-    failure: watch::Sender<Option<String>>,
+    failure: Failure,
     /// Set while the disk is so full that followers here take no entries.
     refuses_entries: AtomicBool,
     tasks: TaskTracker,
@@ -100,7 +100,7 @@ impl RaftContext {
             checking: tokio::sync::Semaphore::new(1),
             replicas: RwLock::default(),
             log_bytes: AtomicU64::new(0),
-            failure: watch::Sender::new(None),
+            failure: Failure::default(),
             refuses_entries: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         });
@@ -124,15 +124,7 @@ impl RaftContext {
 
     /// Completes once a replica or the storage of this node has failed, with the reason: the process must end.
     pub async fn failed(&self) -> String {
-        let mut failure = self.shared.failure.subscribe();
-        loop {
-            if let Some(reason) = failure.borrow_and_update().clone() {
-                return reason;
-            }
-            if failure.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.shared.failure.wait().await
     }
 
     /// The data of all replicas.
@@ -244,18 +236,13 @@ impl Shared {
 
     /// Sticky; the first reason stays.
     pub(super) fn fail(&self, reason: &str) {
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                tracing::error!(reason, "this node's storage or consensus failed: the process must end");
-                *failure = Some(reason.to_owned());
-            }
-            first
-        });
+        if self.failure.set(reason) {
+            tracing::error!(reason, "this node's storage or consensus failed: the process must end");
+        }
     }
 
     pub(super) fn failure(&self) -> Option<String> {
-        self.failure.borrow().clone()
+        self.failure.reason()
     }
 
     /// Refuses what a follower would have to write, while there is no room.
@@ -274,7 +261,6 @@ impl Shared {
 
     /// openraft's settings. See the reasons beside each; what is not named keeps its default.
     pub(super) fn raft_config(&self, shard: ShardId, stand: bool) -> Result<Config, String> {
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let timing = &self.timing;
         let heartbeat = millis(timing.heartbeat);
         let config = Config {

@@ -21,9 +21,10 @@ use kv_proto::ids::ClientId;
 use kv_proto::limits::{SESSION_REPLIES_MAX, SHARD_CLIENTS_MAX, SHARD_REPLIES_MAX, TIMEOUT_MS_MAX};
 use kv_proto::timestamp::Timestamp;
 
+use crate::clock::millis;
 use crate::command::{Reply, SessionTag};
 use crate::data_engine::DataError;
-use crate::data_engine::rows::{self, millis};
+use crate::data_engine::rows;
 use crate::data_engine::session_clock::{SessionClock, SessionTime};
 
 const CLIENTS_MAX: usize = SHARD_CLIENTS_MAX;
