@@ -58,7 +58,7 @@ impl Workload {
     /// gone.
     #[must_use]
     pub fn of_storm(seed: u64, length: Duration) -> Self {
-        let load = Self { crews: 12, pace: Duration::from_millis(50), seed, client: true };
+        let load = Self { crews: 20, pace: Duration::from_millis(80), seed, client: true };
         let processes = u32::try_from(load.crews * CREW).unwrap_or(u32::MAX);
         let least = (length * processes).div_f64(OPERATIONS_MAX as f64);
         Self { pace: load.pace.max(least), ..load }
