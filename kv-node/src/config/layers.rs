@@ -175,7 +175,9 @@ fn value_text(value: &toml::Value) -> Result<String, String> {
 pub fn print(config: &Config) -> String {
     let line = |setting: &Setting| {
         let value = (setting.show)(config);
-        let value = if setting.quoted { toml::Value::String(value).to_string() } else { value };
+        // A number may be larger than those of TOML.
+        let bare = !setting.quoted && (value.parse::<i64>().is_ok() || value.parse::<bool>().is_ok());
+        let value = if bare { value } else { toml::Value::String(value).to_string() };
         format!("# {}\n{} = {value}\n", setting.help, setting.key)
     };
     SETTINGS.iter().map(line).collect()

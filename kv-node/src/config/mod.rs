@@ -201,4 +201,6 @@ impl Config {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -108,6 +108,14 @@ fn what_print_shows_loads_to_the_same_configuration() {
 }
 
 #[test]
+fn a_number_too_large_for_toml_is_printed_so_that_it_loads_again() {
+    let largest = u64::MAX.to_string();
+    let config = load_from(&["--data-dir", "/a", "--log-entries-kept", &largest], &[]).unwrap();
+    let printed = file(&print(&config));
+    assert_eq!(load_from(&["--config", printed.path().to_str().unwrap()], &[]).unwrap(), config);
+}
+
+#[test]
 fn every_setting_is_documented_and_has_a_flag() {
     let help = command().render_long_help().to_string();
     for setting in settings::SETTINGS {
