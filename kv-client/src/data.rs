@@ -101,10 +101,24 @@ impl Consistency {
             Self::Linearizable => options(pb::Consistency::Linearizable),
             Self::Lease => options(pb::Consistency::Lease),
             Self::Stale { max } => {
-                let max_staleness_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+                // Up: less than a millisecond must not become 0, which is no bound.
+                let max_staleness_ms = u64::try_from(max.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
                 pb::ReadOptions { max_staleness_ms, ..options(pb::Consistency::Stale) }
             }
             Self::Snapshot { at } => pb::ReadOptions { snapshot_timestamp: at.0, ..options(pb::Consistency::Snapshot) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_rounded_up_since_zero_means_none() {
+        let milliseconds = |max| Consistency::Stale { max }.to_pb().max_staleness_ms;
+        assert_eq!(milliseconds(Duration::ZERO), 0);
+        assert_eq!(milliseconds(Duration::from_nanos(1)), 1);
+        assert_eq!(milliseconds(Duration::from_micros(2500)), 3);
     }
 }

@@ -95,7 +95,7 @@ async fn a_write_that_no_node_could_be_sent_was_not_applied() {
 }
 
 #[tokio::test]
-async fn a_stale_read_with_a_bound_goes_to_the_leader_and_one_without_to_any_replica() {
+async fn a_stale_read_goes_to_any_replica_with_or_without_a_bound() {
     let cluster = Fake::hashed(3, 1);
     cluster.lead(2, 2);
     let client = cluster.client().await;
@@ -106,8 +106,9 @@ async fn a_stale_read_with_a_bound_goes_to_the_leader_and_one_without_to_any_rep
         }
         cluster.state.change(|inner| inner.sent.iter().filter(|sent| sent.node != 2).count())
     };
-    assert_eq!(asked(Duration::from_secs(1)).await, 0, "only the leader keeps a bound");
-    assert!(asked(Duration::ZERO).await > 0, "nobody but the leader was asked");
+    for max in [Duration::ZERO, Duration::from_secs(1)] {
+        assert!(asked(max).await > 0, "nobody but the leader was asked");
+    }
 }
 
 #[tokio::test]

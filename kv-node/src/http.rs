@@ -101,7 +101,11 @@ impl Http {
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    let text = scrape::text(&status.telemetry.registry, status.node.get().map(AsRef::as_ref));
+    let write = move || scrape::text(&status.telemetry.registry, status.node.get().map(AsRef::as_ref));
+    // Off the async threads: it looks up tables and the disk.
+    let Ok(text) = kv_raft::blocking::spawn_blocking(write).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], text).into_response()
 }

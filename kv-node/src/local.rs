@@ -34,9 +34,6 @@ use crate::scan::page;
 use crate::scan::ranges::Bounds;
 use crate::validate;
 
-/// Reads of up to this many keys are done in the calling task; more may block it for too long.
-const INLINE_KEYS: usize = 16;
-
 /// A batch of reads answers at most this many bytes, as a page of a scan does.
 const BATCH_GET_BYTES_MAX: usize = PAGE_BYTES_MAX + VALUE_BYTES_MAX;
 
@@ -88,11 +85,11 @@ impl Call<'_> {
         match (request, keys) {
             (Request::Get(get), Keys::One(key)) => {
                 let (view, at) = self.read(get.read.as_ref(), space, shard).await?;
-                let found = match at {
-                    None => view.get(key),
-                    Some(at) => view.get_at(key, at),
+                let cached = if at.is_none() { view.get_cached(key) } else { Ok(None) };
+                let found = match cached.map_err(|error| errors::data(error, shard, asked(at)))? {
+                    Some(found) => found,
+                    None => Box::pin(self.get_from_disk(view, key, at, shard)).await?,
                 };
-                let found = found.map_err(|error| errors::data(error, shard, asked(at)))?;
                 let entry = found.map(|found| key_value(get.key.clone(), found));
                 Ok(Response::Get(GetResponse { header: header(), entry }))
             }
@@ -232,6 +229,21 @@ impl Call<'_> {
         })
     }
 
+    async fn get_from_disk(
+        &self,
+        view: ReadView,
+        key: &Bytes,
+        at: Option<Timestamp>,
+        shard: &ShardInfo,
+    ) -> Result<Option<Versioned>, ServiceError> {
+        let key = key.clone();
+        let get = move || match at {
+            None => view.get(&key),
+            Some(at) => view.get_at(&key, at),
+        };
+        self.blocking(get).await?.map_err(|error| errors::data(error, shard, asked(at)))
+    }
+
     async fn batch_get(
         &self,
         batch: &BatchGetRequest,
@@ -240,12 +252,8 @@ impl Call<'_> {
         shard: &ShardInfo,
     ) -> Result<BatchGetResponse, ServiceError> {
         let (view, at) = self.read(batch.read.as_ref(), space, shard).await?;
-        let found = if keys.len() <= INLINE_KEYS {
-            get_many(&view, keys, at)
-        } else {
-            let keys = keys.to_vec();
-            self.blocking(move || get_many(&view, &keys, at)).await?
-        };
+        let wanted = keys.to_vec();
+        let found = self.blocking(move || get_many(&view, &wanted, at)).await?;
         let found = found.map_err(|error| errors::data(error, shard, asked(at)))?;
         if found.len() < keys.len() {
             let why = format!("hold more than the {BATCH_GET_BYTES_MAX} bytes of values of one answer: ask for fewer");
@@ -290,7 +298,17 @@ impl Call<'_> {
 
     /// Work that may wait for the disk, off the async threads; given up at the deadline.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
-        match timeout_at(self.deadline, kv_raft::blocking::spawn_blocking(work)).await {
+        let places = Arc::clone(&self.shared.disk_reads);
+        let done = async move {
+            // Held until the work is done, also if nobody waits for it any more.
+            let place = places.acquire_owned().await;
+            kv_raft::blocking::spawn_blocking(move || {
+                let _place = place;
+                work()
+            })
+            .await
+        };
+        match timeout_at(self.deadline, done).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(_)) => Err(internal("a read was cancelled", Outcome::NotApplied)),
             Err(_) => Err(errors::deadline("read", Outcome::NotApplied)),

@@ -105,7 +105,10 @@ impl RaftMetrics {
             proposals: counter("kv_proposals", "Entries handed to consensus"),
             commands: counter("kv_commands", "Commands in proposed entries"),
             overloaded: counter("kv_proposals_overloaded", "Commands refused because a queue was full"),
-            read_rounds: counter("kv_read_rounds", "Quorum rounds run for reads"),
+            read_rounds: counter(
+                "kv_read_rounds",
+                "Rounds run for reads: a leader asks a quorum, a follower its leader",
+            ),
             links_opened: counter("kv_links_opened", "Links to other nodes that were set up"),
             frames_sent: counter("kv_frames_sent", "Raft frames sent to other nodes"),
             messages_sent: counter("kv_messages_sent", "Messages the frames travelled in"),

@@ -203,9 +203,13 @@ fn parse_promise(text: &str) -> Result<Promise, String> {
         None if text == "linearizable" => Ok(Promise::Linearizable),
         None if text == "lease" => Ok(Promise::Lease),
         None if text == "stale" => Ok(Promise::Stale(None)),
-        Some(("stale", age)) => {
-            humantime::parse_duration(age).map(|age| Promise::Stale(Some(age))).map_err(|error| error.to_string())
-        }
+        Some(("stale", age)) => match humantime::parse_duration(age) {
+            Ok(age) if age.is_zero() => {
+                Err("a state of age 0 is linearizable; stale alone means however old".to_owned())
+            }
+            Ok(age) => Ok(Promise::Stale(Some(age))),
+            Err(error) => Err(error.to_string()),
+        },
         Some(("snapshot", timestamp)) => {
             timestamp.parse().map(Promise::Snapshot).map_err(|error| format!("a version as get shows it: {error}"))
         }
@@ -258,6 +262,7 @@ mod tests {
         }
         assert!(parse("kvctl get a --consistency eventual").is_err());
         assert!(parse("kvctl get a --consistency stale:soon").is_err());
+        assert!(parse("kvctl get a --consistency stale:0s").is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use kv_client::connection::NodePool;
 use kv_proto::ids::NodeId;
 use kv_raft::clock::Clock;
+use tokio::sync::Semaphore;
 
 use super::readiness::Readiness;
 use crate::admission::Admission;
@@ -19,6 +20,10 @@ use crate::editor::Editor;
 use crate::host::Host;
 use crate::identity::Identity;
 use crate::peers::Peers;
+
+/// Reads that wait for the disk at once. Far fewer than the threads of the runtime's pool (512), since consensus must
+/// always find one there.
+pub(super) const DISK_READS_MAX: usize = 128;
 
 /// The shared parts of a running node.
 pub struct NodeShared {
@@ -40,6 +45,8 @@ pub struct NodeShared {
     pub pool: NodePool,
     /// What this node takes on.
     pub admission: Arc<Admission>,
+    /// Places for reads that wait for the disk.
+    pub disk_reads: Arc<Semaphore>,
     /// Questions to other nodes.
     pub peers: Peers,
     /// Changes of the catalog.

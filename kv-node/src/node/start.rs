@@ -21,12 +21,12 @@ use kv_raft::metrics::RaftMetrics;
 use kv_raft::replica::{ContextParts, RaftContext};
 use kv_raft::timing::Timing;
 use kv_raft::transport::{Directory, Registry, Transport, TransportConfig};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::follow::{follow_catalog, follow_leaders, watch_clock};
 use super::readiness::{Check, Readiness};
-use super::shared::NodeShared;
+use super::shared::{DISK_READS_MAX, NodeShared};
 use super::{Node, Owned};
 use crate::admission::Admission;
 use crate::bootstrap::{self, BootstrapError, FIRST_NODE};
@@ -165,6 +165,7 @@ impl Node {
             host,
             pool,
             admission,
+            disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             peers,
             editor,
             clock,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::key_range::KeyRange;
 use kv_proto::timestamp::Timestamp;
-use rocksdb::{DBPinnableSlice, DBRawIterator, ReadOptions, Snapshot};
+use rocksdb::{DBPinnableSlice, DBRawIterator, ErrorKind, ReadOptions, ReadTier, Snapshot};
 
 use super::error::DataError;
 use super::holding::{Holding, Progress};
@@ -62,7 +62,7 @@ pub struct ScanPage {
 }
 
 /// A replica's applied state to read from; cheap to clone. Each call reads one consistent state, which is the one at
-/// [`ReadView::applied`] or a later one. All calls block on disk if the cache misses.
+/// [`ReadView::applied`] or a later one. All calls but [`ReadView::get_cached`] block on disk if the cache misses.
 #[derive(Clone)]
 pub struct ReadView {
     store: Arc<Store>,
@@ -105,6 +105,18 @@ impl ReadView {
         self.within(key)?;
         let row = self.store.db().get_pinned_cf(self.store.table(Table::Latest), self.latest_key(key));
         self.store.checked(row)?.map(|row| to_versioned(&row)).transpose()
+    }
+
+    /// The same if memory tells, which never blocks; None if the disk must be asked.
+    pub fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Versioned>>, DataError> {
+        self.within(key)?;
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        let table = self.store.table(Table::Latest);
+        match self.store.db().get_pinned_cf_opt(table, self.latest_key(key), &options) {
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            row => self.store.checked(row)?.map(|row| to_versioned(&row)).transpose().map(Some),
+        }
     }
 
     /// The version of a key at a timestamp.

@@ -178,7 +178,7 @@ impl Replica {
     }
 
     fn check_outcome(&self, index: u64) -> CheckOutcome {
-        let (voters, members) = groups(&self.status());
+        let (voters, members) = groups(&self.standing());
         let tally = self.checks.tally.lock();
         let none = BTreeMap::new();
         judge(index, &voters, &members, if tally.index == index { &tally.digests } else { &none })
@@ -267,7 +267,7 @@ impl Replica {
     }
 
     fn take_report(&self, from: ReplicaId, checked: Checked) {
-        let status = self.status();
+        let status = self.standing();
         let (voters, members) = groups(&status);
         let newly = {
             let mut tally = self.checks.tally.lock();

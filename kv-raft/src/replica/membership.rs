@@ -110,7 +110,7 @@ impl Replica {
     /// replica does not lead.
     #[must_use]
     pub fn best_successor(&self) -> Option<ReplicaId> {
-        let status = self.status();
+        let status = self.standing();
         let is_voter = |replica: ReplicaId| status.voters.iter().any(|(voter, _)| *voter == replica);
         let fit = status.followers.iter().filter(|follower| {
             is_voter(follower.replica)

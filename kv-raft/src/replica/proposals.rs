@@ -299,7 +299,7 @@ impl Replica {
         let proposed = self.propose_entry(commands);
         tokio::pin!(proposed);
         // A silence this long outlasts an election: there would be another leader if a majority could choose one.
-        let patience = self.context.timing.election_max * 2;
+        let patience = self.context.timing.election_max * 3;
         loop {
             match tokio::time::timeout(patience, &mut proposed).await {
                 Ok(result) => {

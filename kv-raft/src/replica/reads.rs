@@ -11,7 +11,7 @@
 //! that moment.
 //!
 //! Invariants: a linearizable read sees every write acknowledged before it began; one of bounded staleness every write
-//! acknowledged by its bound before it began, by this node's monotonic clock alone.
+//! acknowledged by its bound before it began, while this node's monotonic clock runs at nearly the true speed.
 //!
 //! Not here: reading keys (data_engine).
 
@@ -38,8 +38,13 @@ use crate::types::ShardRaft;
 /// Readers that may wait for a quorum round: they hold a few words each; beyond this the shard is overloaded.
 const READERS_MAX: usize = 65_536;
 
-/// How much of the leader's lease is used: the rest is for clocks that run at different speeds.
+/// How much of the leader's lease, or of a bound on staleness, is used: the rest is for clocks that run at different
+/// speeds.
 const LEASE_USED: f64 = 0.9;
+
+/// Heartbeats a follower may take to apply what its leader told, before the leader itself is asked: it may be far behind,
+/// have no room, or have left the group without knowing.
+const CATCH_UP_HEARTBEATS: u32 = 2;
 
 /// Which state a reader asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +107,7 @@ impl Reads {
     /// An index with everything acknowledged up to the bound before `begun`, if the leader told one.
     fn within(&self, bound: Duration, begun: Instant) -> Option<u64> {
         let (asked, index) = (*self.told.lock())?;
-        (begun.saturating_duration_since(asked) <= bound).then_some(index)
+        (begun.saturating_duration_since(asked) <= bound.mul_f64(LEASE_USED)).then_some(index)
     }
 }
 
@@ -130,7 +135,7 @@ impl Replica {
             }
             ReadMode::Stale { max_staleness: Some(bound) } => {
                 let index = self.recent_index(bound, begun).await?;
-                self.view_at(index).await
+                self.recent_view(index).await
             }
             ReadMode::Stale { max_staleness: None } => self.view(),
             ReadMode::Snapshot { at } => {
@@ -139,6 +144,10 @@ impl Replica {
                 Box::pin(self.snapshot_view(at)).await
             }
         }?;
+        // The verdict may have come while the read waited.
+        if self.is_quarantined() {
+            return Err(ReadError::NotLeader { leader: self.leader().filter(|leader| leader.replica != self.replica) });
+        }
         #[cfg(kv_sim)]
         if matches!(mode, ReadMode::Linearizable | ReadMode::Lease) {
             let applied = view.applied().map_or(0, |applied| applied.index);
@@ -231,9 +240,11 @@ impl Replica {
         let leader = self.leader().filter(|leader| leader.replica != self.replica);
         let Some(at) = leader else { return Err(ReadError::NotLeader { leader: None }) };
         let asked = Instant::now();
-        let answer =
-            self.send(at.node, at.replica.0, FrameKind::ReadIndex, Bytes::new(), self.context.timing.append_answer());
-        let index = match answer.await.map(|body| transport::decode_index(&body)) {
+        // Time for the round the leader is in and for the next.
+        let within = self.context.timing.election_max * 2;
+        let answer = self.send(at.node, at.replica.0, FrameKind::ReadIndex, Bytes::new(), within);
+        let Some(answer) = self.stopping.run_until_cancelled(answer).await else { return Err(ReadError::Stopped) };
+        let index = match answer.map(|body| transport::decode_index(&body)) {
             Ok(Ok(index)) => index,
             Ok(Err(error)) => {
                 tracing::warn!(shard = %self.shard, %error, "the leader's answer to a read");
@@ -283,6 +294,16 @@ impl Replica {
         }
         self.wait_applied(index).await?;
         self.view()
+    }
+
+    /// The same on any replica, unless the leader would serve it sooner.
+    async fn recent_view(&self, index: u64) -> Result<ReadView, ReadError> {
+        if self.is_leader() {
+            return self.view_at(index).await;
+        }
+        let patience = self.context.timing.heartbeat * CATCH_UP_HEARTBEATS;
+        let view = tokio::time::timeout(patience, self.view_at(index)).await;
+        view.unwrap_or_else(|_| Err(ReadError::NotLeader { leader: self.leader() }))
     }
 
     /// Waits until this index is applied here.

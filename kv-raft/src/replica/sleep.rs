@@ -233,7 +233,7 @@ impl Replica {
 
     /// How many voters on other living nodes come before this one.
     fn rank_without(&self, lost: NodeId) -> u32 {
-        let status = self.status();
+        let status = self.standing();
         let before = status
             .voters
             .iter()

@@ -29,7 +29,14 @@ impl Replica {
         ReplicaState { data_bytes, ..self.status_of(&metrics) }
     }
 
-    /// The same but for the data's size, which takes longer to tell.
+    /// The same but for the data's size, for which tables are looked up.
+    pub(super) fn standing(&self) -> ReplicaState {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        self.status_of(&metrics)
+    }
+
+    /// The same of metrics at hand.
     pub(super) fn status_of(&self, metrics: &RaftMetrics<ShardRaft>) -> ReplicaState {
         let membership = metrics.membership_config.membership();
         let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
