@@ -33,3 +33,12 @@ die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
 }
+
+# The folder of the newest RocksDB of the normal build, for builds with other flags; nothing if there is none.
+built_rocksdb() {
+    local library newest=
+    for library in "$CARGO_TARGET_DIR"/release/build/librocksdb-sys-*/out/librocksdb.a; do
+        [[ -f "$library" && (-z "$newest" || "$library" -nt "$newest") ]] && newest="$library"
+    done
+    printf '%s' "${newest%/*}"
+}

@@ -1,4 +1,4 @@
-//! The command line: one seed, or fresh ones until the time is up, each in a process of its own.
+//! The command line: one seed, or fresh ones until there were enough or the time is up, each in a process of its own.
 //!
 //! Invariants: each seed is printed with the command that replays it as soon as it fails; the last line on standard
 //! output is the summary as JSON.
@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::plan::Shape;
 use crate::run;
 
 /// The seed of a simulated process; see libc.c.
@@ -29,7 +33,9 @@ const RUNS: &str = "KV_SIM_RUNS";
 const USAGE: &str = "\
 usage: kv-sim seed SEED [TICKS]        one seed; KV_SIM_LOG=info shows the nodes' logs
        kv-sim twice SEED [TICKS]       one seed twice: both runs must be the same
-       kv-sim campaign SECONDS JOBS [FIRST-SEED] [TICKS]";
+       kv-sim campaign SECONDS JOBS [SEEDS] [TICKS]
+                                       fresh seeds for so long, at most so many (0: no limit)
+       kv-sim shape NAME SECONDS JOBS  fresh seeds of a shape until one fails: figure-8, churn, lost-tail, leases, clocks, any";
 
 pub(crate) fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,8 +51,15 @@ pub(crate) fn main() -> Result<ExitCode> {
         }
         Some("twice") if arguments.len() > 1 => twice(number(1, 0)?, number(2, TICKS)?),
         Some("campaign") if arguments.len() > 2 => {
-            let first = number(3, rand::random::<u64>() >> 16)?;
-            campaign(Duration::from_secs(number(1, 0)?), number(2, 1)?, first, number(4, TICKS)?)
+            let campaign = Campaign::fresh(number(1, 0)?, number(2, 1)?);
+            let seeds = number(3, 0)?;
+            Campaign { seeds: if seeds == 0 { u64::MAX } else { seeds }, ticks: number(4, TICKS)?, ..campaign }.run()
+        }
+        Some("shape") if arguments.len() > 3 => {
+            let name = arguments.get(1).map_or("", String::as_str);
+            let digit = Shape::digit(name).with_context(|| format!("there is no shape {name}"))?;
+            let fresh = Campaign::fresh(number(2, 0)?, number(3, 1)?);
+            Campaign { first: fresh.first / 10 * 10 + digit, step: 10, until_failure: true, ..fresh }.run()
         }
         _ => bail!(USAGE),
     }
@@ -54,10 +67,15 @@ pub(crate) fn main() -> Result<ExitCode> {
 
 /// In the process of a seed.
 fn one(ticks: u64) -> Result<ExitCode> {
-    if let Ok(filter) = std::env::var("KV_SIM_LOG") {
-        let filter = tracing_subscriber::EnvFilter::new(filter);
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    }
+    // Always, and by nothing that draws the keys of hash maps: a run that is looked at is the same run.
+    let filter: Targets = std::env::var("KV_SIM_LOG").unwrap_or_else(|_| "off".to_owned()).parse()?;
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .finish()
+        .with(filter)
+        .init();
     let seed = std::env::var(SEED).context("no seed")?.parse()?;
     println!("{}", run::run(seed, ticks)?);
     Ok(ExitCode::SUCCESS)
@@ -118,6 +136,10 @@ impl Total {
         *self.sums.entry("simulated_ms".to_owned()).or_default() += simulated;
     }
 
+    fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     fn group(&self, prefix: &str) -> BTreeMap<&str, u64> {
         self.sums.iter().filter_map(|(name, count)| Some((name.strip_prefix(prefix)?, *count))).collect()
     }
@@ -142,45 +164,78 @@ fn run_line(found: &Value) -> Value {
     })
 }
 
-fn campaign(budget: Duration, jobs: u64, first: u64, ticks: u64) -> Result<ExitCode> {
-    let began = Instant::now();
-    let next = AtomicU64::new(first);
-    let total = parking_lot::Mutex::new(Total::default());
-    let runs = std::env::var_os(RUNS).map(std::fs::File::create).transpose().context("no file for the runs")?;
-    let work = || -> Result<()> {
-        while began.elapsed() < budget {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            let found = child(seed, ticks)?;
-            if !is_clean(&found) {
-                eprintln!("seed {seed} FAILED; replay: scripts/sim {seed}\n{found}");
-            }
-            let mut total = total.lock();
-            total.add(seed, &found);
-            if let Some(mut runs) = runs.as_ref() {
-                writeln!(runs, "{}", run_line(&found))?;
-            }
+/// Many seeds.
+struct Campaign {
+    budget: Duration,
+    jobs: u64,
+    /// At most so many.
+    seeds: u64,
+    first: u64,
+    step: u64,
+    ticks: u64,
+    until_failure: bool,
+}
+
+impl Campaign {
+    fn fresh(seconds: u64, jobs: u64) -> Self {
+        Self {
+            budget: Duration::from_secs(seconds),
+            jobs: jobs.max(1),
+            seeds: u64::MAX,
+            first: rand::random::<u64>() >> 16,
+            step: 1,
+            ticks: TICKS,
+            until_failure: false,
         }
-        Ok(())
-    };
-    eprintln!("seeds from {first}, {ticks} simulated ms with faults each, for {budget:?}");
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
-    })?;
-    let total = total.into_inner();
-    let summary = json!({
-        "campaign": "simulation",
-        "first_seed": first,
-        "seeds": total.seeds,
-        "ticks_each": ticks,
-        "seconds": began.elapsed().as_secs(),
-        "simulated_seconds": total.group("simulated_").values().sum::<u64>() / 1_000,
-        "operations": total.group("operations."),
-        "faults": total.group("faults."),
-        "judged": total.group("judged."),
-        "violations": total.failed.len(),
-        "failed_seeds": total.failed,
-    });
-    println!("{summary}");
-    Ok(if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn run(&self) -> Result<ExitCode> {
+        let began = Instant::now();
+        let total = parking_lot::Mutex::new(Total::default());
+        let runs = std::env::var_os(RUNS).map(std::fs::File::create).transpose().context("no file for the runs")?;
+        eprintln!("seeds from {}, {} simulated ms with faults each, for {:?}", self.first, self.ticks, self.budget);
+        let next = AtomicU64::new(0);
+        let work = || -> Result<()> {
+            while began.elapsed() < self.budget && !(self.until_failure && total.lock().has_failed()) {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= self.seeds {
+                    break;
+                }
+                let seed = self.first + number * self.step;
+                let found = child(seed, self.ticks)?;
+                if !is_clean(&found) {
+                    eprintln!("seed {seed} FAILED; replay: scripts/sim {seed}\n{found}");
+                }
+                let mut total = total.lock();
+                total.add(seed, &found);
+                if let Some(mut runs) = runs.as_ref() {
+                    writeln!(runs, "{}", run_line(&found))?;
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.jobs).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
+        })?;
+        let total = total.into_inner();
+        println!("{}", self.summary(&total, began.elapsed()));
+        Ok(if total.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn summary(&self, total: &Total, took: Duration) -> Value {
+        json!({
+            "campaign": "simulation",
+            "first_seed": self.first,
+            "seeds": total.seeds,
+            "ticks_each": self.ticks,
+            "seconds": took.as_secs(),
+            "simulated_seconds": total.group("simulated_").values().sum::<u64>() / 1_000,
+            "operations": total.group("operations."),
+            "faults": total.group("faults."),
+            "judged": total.group("judged."),
+            "violations": total.failed.len(),
+            "failed_seeds": total.failed,
+        })
+    }
 }

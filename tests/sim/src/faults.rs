@@ -3,25 +3,34 @@
 //! To add a kind: name it in `plan`, begin it in `Faults::begin`, and let what ends it be an [`End`]. It must end by
 //! itself or in `Faults::heal`, which mends everything.
 //!
+//! Kinds of several steps that wait for what the cluster does are in `acts`.
+//!
 //! Invariants: every fault ends; nothing of a healed cluster remembers a fault but its nodes.
 //!
 //! Not here: which kinds a seed has (plan); what a crash loses (kv-raft, simulated).
+
+mod acts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kv_client::admin::pb;
+use kv_proto::ids::ShardId;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::mpsc;
 use turmoil::Sim;
 
+use self::acts::Act;
 use crate::node::name;
 use crate::plan::Kind;
 use crate::world::World;
 
+/// How much faster a node's clocks may run, in thousandths: a fast one among slow ones, each off by a twentieth. Leases
+/// must bear a tenth.
+const DRIFT_MAX: u64 = 100;
 /// Administrative calls that may wait; more faults than this at once do not fit a run.
 const CALLS_MAX: usize = 256;
 
@@ -39,6 +48,7 @@ enum End {
     Loss(String, String),
     Disk(usize),
     Clock(usize),
+    Drift(usize),
     Undrain(u64),
     Speak,
 }
@@ -61,6 +71,7 @@ pub(crate) struct Faults {
     ends: BTreeMap<(u64, u64), End>,
     numbered: u64,
     down: Vec<bool>,
+    act: Option<Act>,
     orders: mpsc::Sender<Order>,
     /// By kind.
     pub(crate) counts: BTreeMap<Kind, u64>,
@@ -77,6 +88,7 @@ impl Faults {
             ends: BTreeMap::new(),
             numbered: 0,
             down: vec![false; world.plan.nodes],
+            act: None,
             orders,
             counts: BTreeMap::new(),
             world: world.clone(),
@@ -90,6 +102,7 @@ impl Faults {
             let end = entry.remove();
             self.end(sim, end, now);
         }
+        self.act(sim, now);
         if now < self.next {
             return;
         }
@@ -109,6 +122,8 @@ impl Faults {
         for end in std::mem::take(&mut self.ends).into_values() {
             self.end(sim, end, now);
         }
+        self.act = None;
+        self.world.state.lock().only_reads = false;
         let all = self.everyone();
         for (one, other) in pairs(&all, &all).filter(|(one, other)| one < other) {
             sim.release(one, other);
@@ -192,10 +207,29 @@ impl Faults {
                 self.after(now, 100..5_000, End::Disk(node));
             }
             Kind::Clock => {
-                let ahead = self.rng.random_range(-60_000..60_000) / if self.rng.random_bool(0.6) { 100 } else { 1 };
+                let ahead = self.rng.random_range(-600_000..=600_000);
+                let ahead = ahead / if self.rng.random_bool(0.4) { 1 } else { 1_000 };
                 self.seat(node, |seat| seat.clock_ms += ahead);
                 self.after(now, 100..8_000, End::Clock(node));
             }
+            Kind::Drift => {
+                let thousandths = self.rng.random_range(1..=DRIFT_MAX);
+                self.seat(node, |seat| seat.drift = thousandths);
+                self.after(now, 1_000..10_000, End::Drift(node));
+            }
+            Kind::CrashLeader => {
+                let Some((node, _)) = self.leader() else { return false };
+                self.crash(sim, node);
+                self.after(now, 1..1_500, End::Start(node));
+            }
+            Kind::CutLeader => {
+                let Some((node, _)) = self.leader() else { return false };
+                let (one, rest): (Vec<_>, Vec<_>) = (0..nodes).map(name).partition(|other| *other == name(node));
+                pairs(&one, &rest).for_each(|(one, other)| sim.partition(one, other));
+                self.after(now, 50..3_000, End::Repair(one, rest));
+            }
+            Kind::FastRestart => return self.act.is_none() && self.begin_fast_restart(now),
+            Kind::FigureEight => return self.act.is_none() && self.begin_figure_eight(sim, now),
             Kind::Transfer => return self.transfer(),
             Kind::Move => return self.relocate(),
             Kind::Drain => {
@@ -232,6 +266,7 @@ impl Faults {
             End::Loss(one, other) => sim.set_link_fail_rate(one, other, 0.0),
             End::Disk(node) => self.seat(node, |seat| seat.disk = 1),
             End::Clock(node) => self.seat(node, |seat| seat.clock_ms = 0),
+            End::Drift(node) => self.seat(node, |seat| seat.drift = 0),
             End::Undrain(node) => self.order(Order::Undrain { node }),
             End::Speak => self.world.state.lock().silent = false,
         }
@@ -266,6 +301,11 @@ impl Faults {
             self.seat(node, |seat| (seat.stopped, seat.stop) = (false, std::sync::Arc::default()));
             sim.bounce(name(node));
         }
+    }
+
+    /// A node that takes itself for the leader of a shard.
+    fn leader(&mut self) -> Option<(usize, ShardId)> {
+        self.world.leaders().choose(&mut self.rng).copied()
     }
 
     /// The id of the node at this place; nodes join in any order.

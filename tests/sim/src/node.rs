@@ -16,6 +16,7 @@ use kv_node::node::{Node, Readiness, StartParts};
 use kv_node::serve::Server;
 use kv_node::server::{Grpc, Services, bind};
 use kv_raft::log_store::LogMetrics;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::Plan;
@@ -23,6 +24,9 @@ use crate::world::World;
 
 /// Where all nodes listen.
 pub(crate) const PORT: u16 = 7001;
+
+/// How often a clock that drifts is moved on.
+const DRIFT_EVERY: Duration = Duration::from_millis(5);
 
 /// The name of a node's host.
 pub(crate) fn name(node: usize) -> String {
@@ -32,10 +36,32 @@ pub(crate) fn name(node: usize) -> String {
 /// Until it is told to stop; then it waits for the end.
 pub(crate) async fn run(world: World, node: usize, folder: PathBuf) -> turmoil::Result {
     world.enter(node);
-    if let Err(why) = serve(&world, node, folder).await {
-        world.violated(format!("node {} failed: {why}", name(node)));
+    let served = async {
+        if let Err(why) = serve(&world, node, folder).await {
+            world.violated(format!("node {} failed: {why}", name(node)));
+        }
+        std::future::pending().await
+    };
+    tokio::join!(served, drift(&world, node)).0
+}
+
+/// Moves the clock of this node's timers ahead of the simulation's as far as it drifts. No clock can be slowed; one that is
+/// slow by a twentieth among others that are fast by a twentieth is one in order among others that are fast by a tenth.
+async fn drift(world: &World, node: usize) {
+    let begun = Instant::now();
+    let (mut last, _) = world.time(node);
+    let mut due = Duration::ZERO;
+    loop {
+        tokio::time::sleep(DRIFT_EVERY).await;
+        let (now, thousandths) = world.time(node);
+        due += Duration::from_micros((now - last) * (1_000 + thousandths));
+        last = now;
+        // Timers count whole milliseconds.
+        let behind = u64::try_from(due.saturating_sub(begun.elapsed()).as_millis()).unwrap_or_default();
+        if thousandths > 0 && behind > 0 {
+            tokio::time::advance(Duration::from_millis(behind)).await;
+        }
     }
-    std::future::pending().await
 }
 
 async fn serve(world: &World, node: usize, folder: PathBuf) -> Result<(), String> {

@@ -166,7 +166,12 @@ impl Oracle {
                 format!("{node} {shard} {replica:?} {ids:?}")
             }
             Event::Applied { entry, .. } => format!("{node} {shard} applied {}", entry.log_id),
-            event => format!("{node} {shard} {event:?}"),
+            Event::Found { .. }
+            | Event::Written { .. }
+            | Event::Committed(_)
+            | Event::Loaded { .. }
+            | Event::Installed(_)
+            | Event::Served { .. } => format!("{node} {shard} {event:?}"),
         };
         self.trace.mix(line.as_bytes());
     }

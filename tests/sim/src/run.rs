@@ -10,21 +10,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use kv_checkers::history::Fate;
 use kv_proto::ids::ShardId;
 use serde_json::{Value, json};
 use turmoil::Sim;
 
 use crate::clients;
 use crate::faults::{self, Faults};
-use crate::history::Answer;
 use crate::node;
-use crate::plan::Plan;
+use crate::plan::{Plan, Shape};
 use crate::world::World;
 
 /// One step.
 const TICK: Duration = Duration::from_millis(1);
 /// A new cluster serves by then.
 const BEGIN_WITHIN: u64 = 30_000;
+/// What clients ask at most before they look up: to connect, and two requests of two seconds each.
+const ANSWER_WITHIN: u64 = 6_000;
 /// A healed cluster serves every key by then.
 const SERVE_WITHIN: u64 = 30_000;
 /// Its replicas agree by then.
@@ -93,12 +95,16 @@ impl Run {
         }
         faults.heal(&mut self.sim, self.now);
         self.world.state.lock().silent = true;
-        if self.until("a healed cluster serves", SERVE_WITHIN, "heal") {
-            self.agree();
+        if !self.answered() {
+            return;
         }
+        if !self.until("a healed cluster serves", SERVE_WITHIN, "heal") {
+            return;
+        }
+        self.agree();
         let mut state = self.world.state.lock();
         state.over = true;
-        let broken = state.history.check();
+        let broken = state.history.judge();
         state.oracle.violations.extend(broken);
     }
 
@@ -107,10 +113,25 @@ impl Run {
         // Moves the clocks of libc.
         std::thread::sleep(TICK);
         self.now += 1;
+        self.world.state.lock().now = self.now;
         if let Err(error) = self.sim.step() {
             self.world.violated(format!("a host ended: {error}"));
         }
         self.world.state.lock().oracle.violations.is_empty()
+    }
+
+    /// Every request ends by its deadline. What ended is read again afterwards.
+    fn answered(&mut self) -> bool {
+        let end = self.now + ANSWER_WITHIN;
+        while self.world.state.lock().history.waits() {
+            if self.now > end {
+                self.world.violated(format!("not within {ANSWER_WITHIN} ms: every request has an answer or an error"));
+            }
+            if !self.step() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Clients prove that every key is served, again and again until it succeeds or the time is up.
@@ -186,28 +207,32 @@ impl Run {
 
     fn summary(&self, faults: &Faults) -> Value {
         let mut state = self.world.state.lock();
-        for call in state.history.calls.clone() {
-            state.oracle.mix(format!("{call:?}").as_bytes());
+        let state = &mut *state;
+        for operation in state.history.operations() {
+            state.oracle.mix(format!("{operation:?}").as_bytes());
         }
         let (counts, history) = (state.oracle.counts, &state.history);
         let faults: BTreeMap<&str, u64> = faults.counts.iter().map(|(kind, count)| (kind.name(), *count)).collect();
+        let mut judged = BTreeMap::from([
+            ("steps", counts.steps),
+            ("applied", counts.applied),
+            ("elections", counts.elections),
+            ("snapshots", counts.snapshots),
+            ("reads", counts.reads),
+            ("recoveries", counts.recoveries),
+        ]);
+        judged.extend(history.judged());
         json!({
             "seed": self.world.plan.seed,
+            "shape": format!("{:?}", Shape::of(self.world.plan.seed)),
             "simulated_ms": self.now,
             "operations": {
-                "done": history.count(|answer| matches!(answer, Answer::Found(_) | Answer::Done(_))),
-                "not_done": history.count(|answer| *answer == Answer::NotDone),
-                "unknown": history.count(|answer| *answer == Answer::Unknown),
+                "done": history.count(Fate::Applied),
+                "not_done": history.count(Fate::NotApplied),
+                "unknown": history.count(Fate::Unknown),
             },
             "faults": faults,
-            "judged": {
-                "steps": counts.steps,
-                "applied": counts.applied,
-                "elections": counts.elections,
-                "snapshots": counts.snapshots,
-                "reads": counts.reads,
-                "recoveries": counts.recoveries,
-            },
+            "judged": judged,
             "trace": format!("{:016x}", state.oracle.trace_hash()),
             "violations": state.oracle.violations,
         })

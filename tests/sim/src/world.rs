@@ -36,6 +36,8 @@ pub(crate) struct Seat {
     pub(crate) disk: u32,
     /// How far its wall clock is ahead, in milliseconds.
     pub(crate) clock_ms: i64,
+    /// How much faster its clocks run, in thousandths.
+    pub(crate) drift: u64,
 }
 
 /// What may be changed while the simulation runs.
@@ -43,8 +45,12 @@ pub(crate) struct State {
     pub(crate) oracle: Oracle,
     pub(crate) history: History,
     pub(crate) seats: Vec<Seat>,
+    /// Milliseconds of the simulation.
+    pub(crate) now: u64,
     /// Clients hold still.
     pub(crate) silent: bool,
+    /// Clients only read.
+    pub(crate) only_reads: bool,
     /// Clients end.
     pub(crate) over: bool,
     runtimes: BTreeMap<u64, usize>,
@@ -63,9 +69,11 @@ impl World {
         let seats = (0..plan.nodes).map(|_| Seat { disk: 1, ..Seat::default() }).collect();
         let state = State {
             oracle: Oracle::default(),
-            history: History::default(),
+            history: History::new(plan.seed),
             seats,
+            now: 0,
             silent: false,
+            only_reads: false,
             over: false,
             runtimes: BTreeMap::new(),
             rng: StdRng::seed_from_u64(plan.seed ^ 0xd15c),
@@ -81,6 +89,22 @@ impl World {
     /// Broken for good.
     pub(crate) fn violated(&self, what: String) {
         self.state.lock().oracle.violated(what);
+    }
+
+    /// Milliseconds of the simulation, and how much faster this node's clocks run, in thousandths.
+    pub(crate) fn time(&self, node: usize) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.now, state.seats.get(node).map_or(0, |seat| seat.drift))
+    }
+
+    /// The places of nodes that take themselves for the leader of a shard, with the shard.
+    pub(crate) fn leaders(&self) -> Vec<(usize, ShardId)> {
+        let running: Vec<_> = self.state.lock().seats.iter().map(|seat| seat.shared.upgrade()).enumerate().collect();
+        let led = |(node, shared): (usize, Option<Arc<NodeShared>>)| {
+            let replicas = shared.map(|shared| shared.host.replicas()).unwrap_or_default();
+            replicas.into_iter().filter(|replica| replica.is_leader()).map(move |replica| (node, replica.shard()))
+        };
+        running.into_iter().flat_map(led).collect()
     }
 
     /// The nodes that run, in order.

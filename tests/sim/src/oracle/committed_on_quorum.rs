@@ -1,7 +1,8 @@
 //! An entry is committed only once a majority of its voters has it on disk, and no committed entry is ever replaced.
 //!
 //! Which voters count is the last membership in the leader's log, which need not be committed: any membership after the
-//! last committed one is taken for it.
+//! last committed one is taken for it. It need not be on any disk either: once a joint one is committed, the leader counts by
+//! the last part of it as soon as it has that in memory. No majority of the joint one can do without a majority of that part.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +51,7 @@ impl CommittedOnQuorum {
         let has = |replica: &u64| disks.of(shard, *replica).any(|disk| disk.has(log_id));
         let majority = |voters: &BTreeSet<u64>| voters.iter().filter(|id| has(id)).count() * 2 > voters.len();
         let candidates = chain.candidates(log_id.index);
-        if candidates.is_empty() || candidates.iter().any(|joint| joint.iter().all(majority)) {
+        if candidates.is_empty() || candidates.iter().any(|voters| voters.iter().all(majority)) {
             return Ok(());
         }
         Err(format!("{log_id} is committed, but no majority of {candidates:?} has it on disk"))
@@ -76,13 +77,15 @@ impl CommittedOnQuorum {
 
 impl Chain {
     /// The memberships an entry may have been committed under.
-    fn candidates(&self, index: u64) -> Vec<&Joint> {
+    fn candidates(&self, index: u64) -> Vec<&[BTreeSet<u64>]> {
         let is_committed = |log_id: &LogId| self.committed.get(&log_id.index) == Some(log_id);
         let committed = self.memberships.range(..=index).rev().find_map(|(at, known)| {
-            known.iter().find(|(log_id, _)| is_committed(log_id)).map(|(_, joint)| (*at, joint))
+            known.iter().find(|(log_id, _)| is_committed(log_id)).map(|(_, joint)| (*at, joint.as_slice()))
         });
         let from = committed.map_or(0, |(at, _)| at + 1);
-        let later = self.memberships.range(from..).flat_map(|(_, known)| known.iter().map(|(_, joint)| joint));
-        committed.map(|(_, joint)| joint).into_iter().chain(later).collect()
+        let later =
+            self.memberships.range(from..).flat_map(|(_, known)| known.iter().map(|(_, joint)| joint.as_slice()));
+        let last_part = committed.and_then(|(_, joint)| joint.chunks(1).next_back());
+        committed.map(|(_, joint)| joint).into_iter().chain(last_part).chain(later).collect()
     }
 }
