@@ -29,12 +29,9 @@ nemesis SEED MINUTES="1" *arguments="":
 proof STORMS="10" MINUTES="2":
     scripts/proof {{ STORMS }} {{ MINUTES }}
 
-# Feeds random bytes to a decoder: wire, log, snapshot, cursor, config or keys. The first build compiles RocksDB once more.
+# Feeds random bytes to a decoder: wire, log, snapshot, cursor, config or keys; or to all of them.
 fuzz TARGET SECONDS="60":
-    mkdir -p fuzz/corpus/{{ TARGET }}
-    RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing" \
-        CARGO_TARGET_DIR=fuzz/target cargo build --release --target x86_64-unknown-linux-gnu --manifest-path fuzz/Cargo.toml --bin {{ TARGET }}
-    fuzz/target/x86_64-unknown-linux-gnu/release/{{ TARGET }} -max_total_time={{ SECONDS }} fuzz/corpus/{{ TARGET }}
+    scripts/fuzz {{ TARGET }} {{ SECONDS }}
 
 # Puts known bugs into a copy of the code and watches a test notice each; `just mutants NAME` for one.
 mutants *names:
