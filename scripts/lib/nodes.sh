@@ -149,6 +149,10 @@ why_not_ready() {
 await_http() {
     local number="$1" path="$2" end=$((SECONDS + $3))
     until [[ "$(http_status "$number" "$path")" == 200 ]]; do
+        if [[ "$(why_not_ready "$number")" == *"removed from the cluster"* ]]; then
+            note "node $number was removed from the cluster:  scripts/cluster stop $number"
+            return 0
+        fi
         node_pid "$number" >/dev/null || fail_with_log "$number" "ended instead of starting"
         ((SECONDS < end)) || fail_with_log "$number" "did not answer $path with 200 within $3 s"
         sleep 0.1

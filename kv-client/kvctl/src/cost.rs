@@ -63,14 +63,17 @@ impl Cost {
     }
 
     fn sum(costs: &[Self]) -> Self {
-        let seconds = costs.iter().map(|cost| cost.seconds).fold(0.0, f64::max);
+        let processor_seconds: f64 = costs.iter().map(|cost| cost.processor_seconds).sum();
+        let cores: f64 = costs.iter().map(|cost| cost.processor_seconds / cost.seconds).sum();
+        // Nodes run for different times: so long that together they used as many cores as each of them.
+        let seconds = if cores > 0.0 { processor_seconds / cores } else { 0.0 };
         Self {
             node: 0,
             replicas: costs.iter().map(|cost| cost.replicas).sum(),
             asleep: costs.iter().map(|cost| cost.asleep).sum(),
             leaders: costs.iter().map(|cost| cost.leaders).sum(),
             resident_bytes: costs.iter().map(|cost| cost.resident_bytes).sum(),
-            processor_seconds: costs.iter().map(|cost| cost.processor_seconds / cost.seconds).sum::<f64>() * seconds,
+            processor_seconds,
             seconds,
         }
     }

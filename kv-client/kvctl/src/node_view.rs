@@ -149,7 +149,7 @@ fn replica_table(replicas: &[ReplicaStatus]) -> Grid {
         ">LAST",
         ">COMMITTED?",
         ">APPLIED",
-        ">DURABLE?",
+        ">FLUSHED?",
         ">PURGED?",
         ">SIZE",
         "ASLEEP",

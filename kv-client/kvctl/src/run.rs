@@ -111,7 +111,7 @@ pub(crate) fn refuse(error: &clap::Error, json: bool) -> Exit {
 
 /// Whether the command line that could not be parsed asks for JSON.
 fn wants_json() -> bool {
-    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let pairs = words.iter().zip(words.iter().skip(1));
     words.iter().any(|word| matches!(word.as_str(), "-ojson" | "-o=json" | "--output=json"))
         || pairs.into_iter().any(|(option, value)| matches!(option.as_str(), "-o" | "--output") && value == "json")

@@ -195,7 +195,7 @@ fn replica_table(listing: &ShardListing, shard: &Shard) -> Grid {
         ">LAST",
         ">COMMITTED?",
         ">APPLIED",
-        ">DURABLE?",
+        ">FLUSHED?",
         ">PURGED?",
         ">LAG",
         ">SIZE",

@@ -19,6 +19,8 @@ use self::view::View;
 
 /// Keys in one batch while loading: large enough to share an entry, small enough to spread over the shards.
 const LOAD_BATCH: u64 = 500;
+/// Keys looked for at once.
+const LOOK_BATCH: u64 = 500;
 /// Keys deleted at once: enough to give every shard a full batch.
 const CLEAR_BATCH: u64 = 4000;
 
@@ -69,6 +71,9 @@ pub(crate) struct BenchArgs {
     /// Do not write the keys that reads expect first: a run with --keep left them; implies --keep
     #[arg(long)]
     no_load: bool,
+    /// Overwrite, and in the end delete, keys named as the run's own that are there already
+    #[arg(long)]
+    overwrite: bool,
     /// Leave the keys in the keyspace, for a later run with --no-load
     #[arg(long)]
     keep: bool,
@@ -91,6 +96,9 @@ impl Context {
         let first = targets.first().ok_or_else(|| Failure::usage("at least one connection"))?;
         let keyspace = self.client.keyspace(&self.global.keyspace);
         keyspace.routes().await.map_err(|error| error.read("find the shards"))?;
+        if !args.no_load && !args.overwrite {
+            self.check_vacant(args, &keyspace).await?;
+        }
         if plan.mix.needs_keys() && !args.no_load {
             self.load(&plan, first).await?;
         }
@@ -122,6 +130,28 @@ impl Context {
         let progress = Progress::share(&self.output, plan.keys);
         let loaded = load_keys(plan, target, LOAD_BATCH, |written| progress.set(written, "loading keys"));
         loaded.await.map_err(|error| error.write("load the keys"))
+    }
+
+    /// Somebody's own keys are neither overwritten nor deleted.
+    async fn check_vacant(&self, args: &BenchArgs, keyspace: &Keyspace) -> Result<(), Failure> {
+        let progress = Progress::share(&self.output, args.keys);
+        let mut first = 0;
+        while first < args.keys {
+            let end = (first + LOOK_BATCH).min(args.keys);
+            let keys = (first..end).map(|number| key(number, as_usize(args.key_bytes)));
+            let found = keyspace.batch_get(keys).await.map_err(|error| error.read("look whether keys are there"))?;
+            if let Some(there) = found.iter().flatten().next() {
+                return Err(Failure::usage(format!(
+                    "keyspace \"{}\" holds {} already, which the run would overwrite and delete: give it a keyspace of its \
+                     own (kvctl keyspace create bench; kvctl -k bench bench ...), or say --overwrite",
+                    keyspace.name(),
+                    self.show_key(&there.key)
+                )));
+            }
+            first = end;
+            progress.set(first, "looking for keys");
+        }
+        Ok(())
     }
 
     /// Deletes every key a run may have written.
