@@ -17,5 +17,5 @@ pub mod metrics;
 pub mod timing;
 pub mod types;
 pub mod command;
-mod failpoint;
+pub mod failpoint;
 mod failure;

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::admin::Admin;
 use crate::disk::SmallDisk;
 use crate::http;
+use crate::image::ImageDisk;
 use crate::logs;
 use crate::network::Network;
 use crate::node::NodeProcess;
@@ -38,6 +39,7 @@ pub struct Cluster {
     network: Option<Network>,
     nodes: Vec<NodeProcess>,
     disks: BTreeMap<usize, SmallDisk>,
+    images: BTreeMap<usize, ImageDisk>,
 }
 
 impl Cluster {
@@ -45,7 +47,7 @@ impl Cluster {
     pub async fn start(settings: Settings) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kv-test-").tempdir()?;
         let network = settings.breakable.then(|| Network::new(folder.path().to_owned()));
-        let mut cluster = Self { folder: Some(folder), settings, network, nodes: Vec::new(), disks: BTreeMap::new() };
+        let mut cluster = Self::empty(folder, settings, network);
         for _ in 0..cluster.settings.nodes {
             cluster.join_node().await?;
         }
@@ -53,12 +55,11 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// As [`Cluster::start`], but node `number`, one more than the settings say if it joins, crashes at a failpoint
-    /// first; tells whether it did.
-    pub async fn start_crashing(settings: Settings, number: usize, failpoints: &str) -> Result<(Self, bool)> {
+    /// As [`Cluster::start`], but node `number`, one more than the settings say if it joins, has these failpoints at its
+    /// first start; tells whether it ended of them. It is killed otherwise, and started again without them.
+    pub async fn start_with_failpoints(settings: Settings, number: usize, failpoints: &str) -> Result<(Self, bool)> {
         let folder = tempfile::Builder::new().prefix("kv-test-").tempdir()?;
-        let (network, disks) = (None, BTreeMap::new());
-        let mut cluster = Self { folder: Some(folder), settings, network, nodes: Vec::new(), disks };
+        let mut cluster = Self::empty(folder, settings, None);
         for _ in 1..number {
             cluster.join_node().await?;
         }
@@ -77,6 +78,11 @@ impl Cluster {
         cluster.nodes.push(node);
         cluster.ready().await?;
         Ok((cluster, ended.is_some()))
+    }
+
+    fn empty(folder: TempDir, settings: Settings, network: Option<Network>) -> Self {
+        let (nodes, disks, images) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { folder: Some(folder), settings, network, nodes, disks, images }
     }
 
     /// Three nodes with the usual settings.
@@ -129,6 +135,9 @@ impl Cluster {
             node.configure(&lines)?;
             self.disks.extend(SmallDisk::mount(&node.data_dir(), DISK_MEBIBYTES)?.map(|disk| (number, disk)));
         }
+        if self.settings.mains {
+            self.images.extend(ImageDisk::mount(&node.data_dir())?.map(|image| (number, image)));
+        }
         node.start().await?;
         let address = node.address();
         self.nodes.push(node);
@@ -157,6 +166,20 @@ impl Cluster {
     /// Kills all nodes that run, at once.
     pub async fn kill_all(&mut self) -> Result<()> {
         try_join_all(self.nodes.iter_mut().filter(|node| node.is_started()).map(NodeProcess::kill)).await?;
+        Ok(())
+    }
+
+    /// Whether the power of every node can be cut.
+    #[must_use]
+    pub fn has_mains(&self) -> bool {
+        self.images.len() == self.nodes.len()
+    }
+
+    /// Takes the power from all disks at once, then from the nodes: what was not synced is gone. None runs afterwards.
+    pub async fn cut_power(&mut self) -> Result<()> {
+        ImageDisk::cut(self.images.values())?;
+        self.kill_all().await?;
+        try_join_all(self.images.values().map(ImageDisk::power_on)).await?;
         Ok(())
     }
 
@@ -238,6 +261,7 @@ impl Cluster {
         });
         try_join_all(stops).await?;
         self.no_surprises(&ENDED_REPLICA)?;
+        self.images.clear();
         self.folder = None;
         Ok(())
     }
@@ -255,6 +279,7 @@ impl Cluster {
         });
         try_join_all(stops).await?;
         self.disks.clear();
+        self.images.clear();
         self.folder = None;
         Ok(())
     }
@@ -263,6 +288,7 @@ impl Cluster {
     pub async fn discard(mut self) -> Result<()> {
         self.kill_all().await?;
         self.disks.clear();
+        self.images.clear();
         self.folder = None;
         Ok(())
     }

@@ -7,6 +7,7 @@
 pub mod report;
 pub mod nemesis;
 pub mod lying;
+pub mod campaign;
 pub mod workload;
 pub mod load;
 pub mod replicas;
@@ -25,6 +26,8 @@ pub mod logs;
 pub mod ports;
 pub mod files;
 pub mod disk;
+pub mod image;
+pub mod bad_disk;
 pub mod clock;
 pub mod wait;
 pub mod runs;

@@ -4,7 +4,9 @@
 //!
 //! Not here: how nodes form a cluster (cluster).
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -76,6 +78,24 @@ impl NodeProcess {
     /// From the next start on it is the build with failpoints, with these set (docs/failpoints.md); None: the product.
     pub fn set_failpoints(&mut self, failpoints: Option<String>) {
         self.failpoints = failpoints;
+    }
+
+    /// The failpoints it came to, over all starts.
+    pub fn failpoints_seen(&self) -> Result<BTreeSet<String>> {
+        match fs::read_to_string(self.seen()) {
+            Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// As if it had never come to a failpoint.
+    pub fn forget_failpoints_seen(&self) -> Result<()> {
+        Ok(fs::write(self.seen(), "")?)
+    }
+
+    fn seen(&self) -> PathBuf {
+        self.folder.join("failpoints-seen")
     }
 
     /// Starts the process, which may end at any time.
@@ -244,7 +264,7 @@ impl NodeProcess {
         let program = if self.failpoints.is_some() { "kv-node-failpoints" } else { "kv-node" };
         let mut command = Command::new(binary(program)?);
         if let Some(failpoints) = &self.failpoints {
-            command.env("FAILPOINTS", failpoints);
+            command.env("FAILPOINTS", failpoints).env("FAILPOINTS_SEEN", self.seen());
         }
         // The settings of whoever runs the tests are not theirs.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KV_")) {

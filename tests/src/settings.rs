@@ -13,11 +13,13 @@ pub struct Settings {
     pub expected: Vec<String>,
     /// Whether the network goes through proxies and, where that is allowed, each node has a small disk of its own.
     pub breakable: bool,
+    /// Whether each node has a disk whose power can be cut.
+    pub mains: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nodes: 3, default_shards: 3, lines: Vec::new(), expected: Vec::new(), breakable: false }
+        Self { nodes: 3, default_shards: 3, lines: Vec::new(), expected: Vec::new(), breakable: false, mains: false }
     }
 }
 
@@ -40,6 +42,13 @@ impl Settings {
     #[must_use]
     pub fn breakable(mut self) -> Self {
         self.breakable = true;
+        self
+    }
+
+    /// With a disk for each node whose power can be cut, where that is allowed.
+    #[must_use]
+    pub fn mains(mut self) -> Self {
+        self.mains = true;
         self
     }
 
