@@ -221,6 +221,9 @@ impl Cluster {
                 let shard = listing.shard.as_ref().map_or(0, |shard| shard.shard_id);
                 let leaders = listing.replicas.iter().filter(|replica| replica.role == "leader").count();
                 ensure!(leaders == 1, "shard {shard} has {leaders} leaders");
+                // Until the catalog knows, it begins no action on the shard.
+                let creating = listing.shard.as_ref().is_some_and(|shard| shard.creating);
+                ensure!(!creating, "the catalog does not know yet that shard {shard} has a leader");
             }
             Ok(())
         })

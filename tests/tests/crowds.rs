@@ -11,9 +11,13 @@ use kv_proto::pb::v1::{
 use kv_tests::cluster::Cluster;
 use kv_tests::raw::{self, header};
 use kv_tests::settings::Settings;
-use kv_tests::wait;
+use kv_tests::{runs, wait};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// The preface and an empty SETTINGS frame: a client that then says no more.
 const HALF_OPEN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
@@ -97,5 +101,89 @@ async fn readers_that_do_not_read_leave_memory_bounded() -> Result<()> {
     // Without pacing all of them would hold 800 MiB.
     ensure!(grown < 2 * GROWTH_MAX, "{grown} bytes more");
     drop(stalled);
+    cluster.finish().await
+}
+
+/// More than the node takes by itself, and than any pool of good clients would open.
+const SILENT: usize = 10_000;
+/// What a good client may wait meanwhile.
+const SERVED_WITHIN: Duration = Duration::from_secs(1);
+/// As large as the generated client sends it; eight times what a node takes.
+const HUGE_BYTES: usize = (64 << 20) - 1024;
+/// Who sends huge messages, one after the other.
+const SHOUTERS: usize = 4;
+/// Each.
+const SHOUTS: usize = 5;
+/// While 10,000 connections are open: 40 KiB each.
+const CROWD_GROWTH_MAX: u64 = 400 << 20;
+
+/// Sockets of a crowd, of this process and of the nodes it starts.
+fn allow_sockets(sockets: u64) -> Result<()> {
+    let limits = getrlimit(Resource::Nofile);
+    ensure!(limits.maximum.is_none_or(|most| most >= sockets), "no {sockets} files may be open here: {limits:?}");
+    if limits.current.is_some_and(|now| now < sockets) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(sockets), ..limits })?;
+    }
+    Ok(())
+}
+
+/// Sends messages that are too large; each must be refused.
+async fn shout(address: String) -> Result<()> {
+    for number in 0..SHOUTS {
+        let mut kv = raw::kv(&address).await?;
+        let put = put(format!("huge{number}"), vec![b'v'; HUGE_BYTES].into());
+        ensure!(kv.put(put).await.is_err(), "a message of 64 MiB was accepted");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_silent_connections_and_huge_messages_keep_nobody_waiting() -> Result<()> {
+    allow_sockets(SILENT as u64 + 2000)?;
+    // So patient that all of them are there at once, to the end.
+    let settings = Settings::default()
+        .nodes(1)
+        .shards(1)
+        .line(format!("connections_max = {}", SILENT + 1000))
+        .line("handshake_timeout = \"120s\"")
+        .line("keepalive_interval = \"120s\"");
+    let cluster = Cluster::start(settings).await?;
+    let address = cluster.node(1).address();
+    let mut kv = raw::kv(&address).await?;
+    kv.put(put("key".to_owned(), Bytes::from_static(b"value"))).await?;
+    let before = cluster.node(1).resident_bytes()?;
+
+    let mut silent = Vec::new();
+    for n in 0..SILENT {
+        let mut stream = TcpStream::connect(&address).await.with_context(|| format!("connection {n}"))?;
+        // Those that never begin are closed after a while: half of them have begun.
+        if n % 2 == 0 {
+            stream.write_all(HALF_OPEN).await?;
+        }
+        silent.push(stream);
+    }
+    let (mut slowest, mut most, mut served) = (Duration::ZERO, 0, 0);
+    let mut shouters: JoinSet<Result<()>> = (0..SHOUTERS).map(|_| shout(address.clone())).collect();
+    while !shouters.is_empty() {
+        let began = Instant::now();
+        // The one that was there before, and one that comes now.
+        kv.put(put(format!("old{served}"), Bytes::from_static(b"value"))).await?;
+        slowest = slowest.max(began.elapsed());
+        let began = Instant::now();
+        raw::kv(&address).await?.put(put(format!("new{served}"), Bytes::from_static(b"value"))).await?;
+        slowest = slowest.max(began.elapsed());
+        served += 2;
+        most = most.max(cluster.node(1).resident_bytes()?);
+        while let Some(ended) = shouters.try_join_next() {
+            ended??;
+        }
+    }
+    let grown = most.saturating_sub(before);
+    println!("{served} writes beside {SILENT} silent connections, slowest {slowest:?}, {} MiB more", grown >> 20);
+    let (slowest_ms, grown_mebibytes) = (slowest.as_millis() as u64, grown >> 20);
+    runs::record("overload", json!({"silent": SILENT, "slowest_ms": slowest_ms, "grown_mebibytes": grown_mebibytes}))?;
+    ensure!(slowest <= SERVED_WITHIN, "a good client waited {slowest:?}");
+    ensure!(grown < CROWD_GROWTH_MAX, "{grown} bytes more");
+    drop(silent);
     cluster.finish().await
 }

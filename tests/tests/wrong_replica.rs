@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kv_client::Client;
-use kv_client::admin::pb::{CheckShardRequest, CheckShardResponse};
+use kv_checkers::equal_replicas;
 use kv_proto::ids::SYSTEM_KEYSPACE;
-use kv_proto::pb::admin::v1::ShardListing;
+use kv_proto::pb::admin::v1::{CheckShardResponse, ShardListing};
 use kv_tests::cluster::Cluster;
+use kv_tests::recorder::Recorder;
 use kv_tests::settings::Settings;
-use kv_tests::{http, logs, wait};
+use kv_tests::{http, logs, replicas, wait};
 
 const KEYS: u32 = 200;
 
@@ -40,9 +40,8 @@ fn flip_a_bit(data_dir: &Path) -> Result<()> {
     anyhow::bail!("no value of a user's key in {}", folder.display())
 }
 
-async fn check(client: &Client, listing: &ShardListing) -> Result<CheckShardResponse> {
-    let shard_id = listing.shard.as_ref().map_or(0, |shard| shard.shard_id);
-    Ok(client.admin().check_shard(CheckShardRequest { shard_id }).await?)
+async fn check(cluster: &Cluster, listing: &ShardListing, recorder: &Recorder) -> Result<CheckShardResponse> {
+    replicas::check(&mut cluster.admin().await?, listing, recorder).await
 }
 
 fn replica_on(listing: &ShardListing, node: u64) -> Option<u64> {
@@ -60,11 +59,15 @@ async fn a_flipped_bit_is_found_and_the_replica_is_replaced_by_one_that_is_right
     for i in 0..KEYS {
         users.put(format!("key-{i}"), format!("value-{i}")).await?;
     }
+    let recorder = Recorder::new(0);
     let before = cluster.admin().await?.shards("default").await?;
     for listing in &before {
-        let found = check(&client, listing).await?;
+        let found = check(&cluster, listing, &recorder).await?;
         assert_eq!((found.equal_replica_ids.len(), found.wrong_replica_ids.len()), (3, 0), "{found:?}");
     }
+
+    let (compared, differing) = recorder.with(|history| equal_replicas::check(history));
+    assert_eq!((compared, differing), (2 * before.len(), vec![]));
 
     // A graceful stop leaves everything in the tables.
     ensure!(cluster.node_mut(2).stop().await?.success());
@@ -72,13 +75,15 @@ async fn a_flipped_bit_is_found_and_the_replica_is_replaced_by_one_that_is_right
     cluster.restart(2).await?;
     let (mut wrong, mut checked) = (None, 0);
     for listing in &before {
-        let found = check(&client, listing).await?;
+        let found = check(&cluster, listing, &recorder).await?;
         checked += 1;
         if let [replica] = found.wrong_replica_ids.as_slice() {
             assert_eq!(replica_on(listing, 2), Some(*replica), "{found:?}");
             ensure!(wrong.replace((listing.clone(), *replica)).is_none(), "two shards differ");
         }
     }
+    let (_, differing) = recorder.with(|history| equal_replicas::check(history));
+    assert!(matches!(differing.as_slice(), [one] if one.what.contains("node 2 has")), "{differing:?}");
     let (listing, old) = wrong.with_context(|| format!("no replica of {checked} shards was found wrong"))?;
     let shard = listing.shard.as_ref().map_or(0, |shard| shard.shard_id);
 
@@ -90,7 +95,7 @@ async fn a_flipped_bit_is_found_and_the_replica_is_replaced_by_one_that_is_right
         ensure!(new > old, "replica {old} is still there");
         let status = now.replicas.iter().find(|status| status.replica_id == new).context("it does not answer")?;
         ensure!(status.role == "follower" || status.role == "leader", "it is {}", status.role);
-        let found = check(&client, now).await?;
+        let found = check(&cluster, now, &recorder).await?;
         ensure!(found.equal_replica_ids.len() == 3, "{found:?}");
         Ok(())
     })

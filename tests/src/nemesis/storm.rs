@@ -173,10 +173,11 @@ impl Faults {
         let started = cluster.start_missing();
         timeout_at(Instant::now() + HEALS_WITHIN, started).await.context("nodes do not start after the storm")??;
         let healed = Instant::now();
-        // A client of its own: it has no routes yet, and no connections that hang.
-        let client: Client = cluster.client().await?;
-        wait::until("every shard to take a write after the storm", HEALS_WITHIN, || {
-            workload::every_shard_serves(&client, seed)
+        let cluster = &*cluster;
+        wait::until("every shard to take a write after the storm", HEALS_WITHIN, || async {
+            // A client of its own: it has no routes yet, and no connections that hang.
+            let client: Client = cluster.client().await?;
+            workload::every_shard_serves(&client, seed).await
         })
         .await?;
         Ok(healed.elapsed())
