@@ -65,7 +65,7 @@ impl CommittedOnQuorum {
 
     /// A log is cut: nothing committed may go.
     pub(super) fn may_truncate(&self, shard: ShardId, from: u64, disk: &Disk) -> Verdict {
-        let lost = self.after(shard, from).find(|log_id| disk.has(**log_id));
+        let lost = self.after(shard, from).find(|log_id| disk.keeps(**log_id));
         lost.map_or(Ok(()), |lost| Err(format!("{lost} is committed and cut off")))
     }
 
