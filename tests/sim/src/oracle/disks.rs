@@ -28,8 +28,7 @@ impl Disk {
 
     /// Whether this entry is there, or was there before it was purged.
     pub(super) fn has(&self, log_id: LogId) -> bool {
-        self.purged.max(self.installed).is_some_and(|gone| gone.index >= log_id.index)
-            || self.keeps(log_id)
+        self.purged.max(self.installed).is_some_and(|gone| gone.index >= log_id.index) || self.keeps(log_id)
     }
 
     /// Whether this entry itself is there: what a snapshot took the place of cannot be cut off.
