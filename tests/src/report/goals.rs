@@ -30,7 +30,7 @@ const GOALS: [Goal; 14] = [
             let figure = format!("{} seeds, {hours:.2} hours simulated, {} violations", sum.runs, violations(sum));
             (figure, sum.runs >= 200 && violations(sum) == 0)
         },
-        each: "a minute of fresh seeds",
+        each: "200 fresh seeds",
     },
     Goal {
         name: "real cluster",
