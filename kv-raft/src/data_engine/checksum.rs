@@ -9,7 +9,9 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rocksdb::ReadOptions;
+use tokio::sync::Notify;
 
 use super::DataEngine;
 use super::collect::Held;
@@ -61,6 +63,32 @@ impl CheckView {
     /// The checksum; None if `pace`, which is told of bytes read, says no. Blocking; reads everything.
     pub(crate) fn digest(&self, pace: &mut dyn FnMut(usize) -> bool) -> Result<Option<u64>, DataError> {
         of(self.pinned.borrow_owner(), &self.pinned, &self.progress, pace)
+    }
+}
+
+/// The view that waits to be compared. Only the newest check counts, so a view takes the place of one nobody took yet.
+#[derive(Default)]
+pub(crate) struct NewestView {
+    view: Mutex<Option<CheckView>>,
+    came: Notify,
+}
+
+impl NewestView {
+    pub(crate) fn put(&self, view: CheckView) {
+        let replaced = self.view.lock().replace(view);
+        drop(replaced);
+        self.came.notify_one();
+    }
+
+    /// Waits for one. For a single task.
+    pub(crate) async fn take(&self) -> CheckView {
+        loop {
+            let waiting = self.view.lock().take();
+            if let Some(view) = waiting {
+                return view;
+            }
+            self.came.notified().await;
+        }
     }
 }
 

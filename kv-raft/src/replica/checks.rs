@@ -21,14 +21,14 @@ use kv_proto::ids::ReplicaId;
 use kv_proto::pb::raft::v1::FrameKind;
 use openraft::errors::ClientWriteError;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::proposals::not_confirmed;
 use super::{ProposeError, Replica};
 use crate::command::{CHECKSUM_ALGORITHM, CommandBatch, Order};
 use crate::data_engine::DataError;
-use crate::data_engine::checksum::CheckView;
+use crate::data_engine::checksum::NewestView;
 use crate::failpoint;
 use crate::transport::{self, Checked};
 use crate::types::ReplicaState;
@@ -213,8 +213,8 @@ impl Replica {
     }
 
     /// Computes the checksums that entries ask for, one after the other.
-    pub(super) async fn take_checks(self: Arc<Self>, mut views: mpsc::Receiver<CheckView>) {
-        while let Some(Some(view)) = self.stopping.run_until_cancelled(views.recv()).await {
+    pub(super) async fn take_checks(self: Arc<Self>, views: Arc<NewestView>) {
+        while let Some(view) = self.stopping.run_until_cancelled(views.take()).await {
             let index = view.index();
             self.checks.saw(index);
             let Some(Ok(_turn)) = self.stopping.run_until_cancelled(self.context.checking.acquire()).await else {

@@ -34,14 +34,13 @@ use kv_proto::ids::ShardId;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
 use self::apply::{Chunk, Core};
 pub use self::sink::{ReceivedSnapshot, SnapshotSink};
 pub use self::snapshot::{SnapshotBuilder, SnapshotData, SnapshotView};
 pub use self::source::{SnapshotFile, SnapshotSource};
 use crate::command::{CHECKSUM_ALGORITHM, CommandBatch, Order};
-use crate::data_engine::checksum::CheckView;
+use crate::data_engine::checksum::{CheckView, NewestView};
 use crate::data_engine::{DataEngine, DataError};
 use crate::failpoint;
 use crate::log_store;
@@ -78,7 +77,7 @@ pub struct StateMachine {
     core: Arc<Mutex<Core>>,
     log: Arc<dyn LogWait>,
     metrics: Arc<RaftMetrics>,
-    checks: Option<mpsc::Sender<CheckView>>,
+    checks: Option<Arc<NewestView>>,
 }
 
 impl DataEngine {
@@ -106,24 +105,19 @@ impl DataEngine {
 }
 
 impl StateMachine {
-    /// Where the views come that are to be compared with other replicas'. One that finds the one before not taken yet
-    /// is left out: checks come again.
-    pub(crate) fn checks(&mut self) -> mpsc::Receiver<CheckView> {
-        let (checks, views) = mpsc::channel(1);
-        self.checks = Some(checks);
-        views
+    /// Where the views come that are to be compared with other replicas'.
+    pub(crate) fn checks(&mut self) -> Arc<NewestView> {
+        Arc::clone(self.checks.get_or_insert_default())
     }
 
     /// The entry just applied may ask for a check: the view shows exactly its state.
     fn take_check(&self, batch: Option<&CommandBatch>) {
         let Some(checks) = &self.checks else { return };
         let order = batch.and_then(|batch| batch.decode_order().ok()).map(|(_, order)| order);
-        if order == Some(Order::Check { algorithm: CHECKSUM_ALGORITHM })
-            && let Ok(place) = checks.try_reserve()
-        {
+        if order == Some(Order::Check { algorithm: CHECKSUM_ALGORITHM }) {
             let core = self.core.lock();
             failpoint!("check.view");
-            place.send(CheckView::take(core.engine(), core.holding()));
+            checks.put(CheckView::take(core.engine(), core.holding()));
         }
     }
 
