@@ -214,6 +214,8 @@ impl Replica {
     /// Round after round until nobody waits.
     async fn run_rounds(self: Arc<Self>, witness: Witness) {
         loop {
+            // What is ready to run may bring more readers; it costs nothing if nothing is.
+            tokio::task::yield_now().await;
             let readers = {
                 let mut round = self.reads.round(witness).lock();
                 round.waiting.retain(|reader| !reader.is_closed());

@@ -142,17 +142,21 @@ impl Sessions {
 
     /// Records that a write was decided, or that it came again, which changes nothing but the time of use.
     pub(crate) fn settle(&mut self, tag: &SessionTag, outcome: Option<Outcome>) {
-        let (floor, last_use) = (tag.lowest_unfinished.0, self.clock.now());
+        let (client, floor, last_use) = (tag.client, tag.lowest_unfinished.0, self.clock.now());
         let new = || Session { floor, last_use, outcomes: BTreeMap::new() };
-        let mut session = self.take(tag.client).unwrap_or_else(new);
+        let session = self.by_client.entry(client).or_insert_with(new);
+        let before = (session.last_use, session.outcomes.len());
         session.last_use = last_use;
         if let Some(outcome) = outcome {
             session.outcomes.insert(tag.sequence.0, outcome);
         }
         session.raise(floor);
         session.give_up(session.outcomes.len().saturating_sub(REPLIES_MAX));
-        self.put(tag.client, session);
-        self.changed.insert(tag.client);
+        let held = session.outcomes.len();
+        self.total = self.total + held - before.1;
+        move_entry(&mut self.by_use, (before.0, client), Some((last_use, client)));
+        move_entry(&mut self.holding, (before.0, client), (held > 0).then_some((last_use, client)));
+        self.changed.insert(client);
         self.forget_idle();
         self.make_room();
     }
@@ -221,6 +225,16 @@ impl Sessions {
     }
 }
 
+/// Takes an entry out of an order, if it is there, and puts another in. Writes of one moment leave it where it is.
+fn move_entry<T: Ord>(order: &mut BTreeSet<T>, from: T, to: Option<T>) {
+    if to.as_ref() != Some(&from) {
+        order.remove(&from);
+    }
+    if let Some(to) = to {
+        order.insert(to);
+    }
+}
+
 /// A session as it is stored: outcomes by distance from the one before, replies by age from the newest, which are short.
 #[derive(Encode, Decode)]
 struct SessionRow {
@@ -242,7 +256,9 @@ impl Session {
     fn raise(&mut self, floor: u64) {
         if floor > self.floor {
             self.floor = floor;
-            self.outcomes = self.outcomes.split_off(&floor);
+            while let Some(oldest) = self.outcomes.first_entry().filter(|oldest| *oldest.key() < floor) {
+                oldest.remove();
+            }
         }
     }
 

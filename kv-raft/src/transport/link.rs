@@ -342,6 +342,8 @@ async fn exchange(
             }
             permit = outgoing.reserve(), if something => {
                 let Ok(permit) = permit else { return "the connection was closed".to_owned() };
+                // What is ready to run may bring more frames; it costs nothing if nothing is.
+                tokio::task::yield_now().await;
                 while let Ok(frame) = queue.try_recv() {
                     gathered.push_back(frame);
                     if gathered.len() >= GATHER_FRAMES {

@@ -118,6 +118,12 @@ impl Hands {
         self.bytes -= bytes;
         self.done.push(frame);
     }
+
+    fn finish_ready(&mut self) {
+        while let Some(Some(finished)) = self.work.next().now_or_never() {
+            self.finish(finished);
+        }
+    }
 }
 
 impl Stream {
@@ -156,12 +162,13 @@ impl Stream {
                 }
                 Some(finished) = hands.work.next(), if !hands.work.is_empty() => {
                     hands.finish(finished);
-                    while let Some(Some(finished)) = hands.work.next().now_or_never() {
-                        hands.finish(finished);
-                    }
+                    hands.finish_ready();
                 }
                 permit = answers.reserve(), if something => {
                     let Ok(permit) = permit else { return };
+                    // What is ready to run may bring more answers; it costs nothing if nothing is.
+                    tokio::task::yield_now().await;
+                    hands.finish_ready();
                     failpoint!("transport.answer");
                     let hello = hello_due.then(|| self.inner.hello(self.node));
                     hello_due = false;
