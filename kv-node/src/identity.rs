@@ -166,6 +166,12 @@ impl DataFolder {
         }
     }
 
+    /// Locks a folder that was one before; None, and nothing is made, if it was not.
+    pub fn open_existing(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let lock_path = path.join(LOCK);
+        if lock_path.try_exists().map_err(fail(&lock_path, "look at"))? { Self::open(path).map(Some) } else { Ok(None) }
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -319,6 +325,16 @@ mod tests {
         let member = joining.into_member(random_id(), NodeId(3));
         folder.write_identity(&member).unwrap();
         assert_eq!(folder.read_identity().unwrap(), Some(member));
+    }
+
+    #[test]
+    fn looking_for_a_folder_that_is_none_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(DataFolder::open_existing(&dir.path().join("typo")).unwrap().is_none());
+        assert!(DataFolder::open_existing(dir.path()).unwrap().is_none());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(DataFolder::open(dir.path()).unwrap());
+        assert!(DataFolder::open_existing(dir.path()).unwrap().is_some());
     }
 
     #[test]

@@ -19,11 +19,14 @@ use crate::node::start::{StartError, open_engines};
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// The data folder is not one, or is in use.
+    /// A process uses the data folder.
+    #[error("{0}: stop the node first; nothing was changed")]
+    InUse(IdentityError),
+    /// The data folder is not one.
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    Identity(IdentityError),
     /// There is no node's data in it.
-    #[error("{0} holds no member of a cluster; nothing was changed")]
+    #[error("{0} holds no member of a cluster: name the node's data folder with --data-dir; nothing was changed")]
     NotAMember(String),
     /// An engine does not open.
     #[error(transparent)]
@@ -33,11 +36,17 @@ pub enum RecoverError {
     Recovery(#[from] RecoveryError),
 }
 
+impl From<IdentityError> for RecoverError {
+    fn from(error: IdentityError) -> Self {
+        if matches!(error, IdentityError::InUse { .. }) { Self::InUse(error) } else { Self::Identity(error) }
+    }
+}
+
 /// Makes this folder's replica the only voter of its shard.
 pub async fn recover(config: &Config, shard: ShardId) -> Result<RecoveryReport, RecoverError> {
-    let folder = DataFolder::open(&config.data_dir)?;
-    let identity = folder.read_identity()?.filter(|identity| identity.stage == Stage::Member);
-    let identity = identity.ok_or_else(|| RecoverError::NotAMember(folder.path().display().to_string()))?;
+    let no_member = || RecoverError::NotAMember(config.data_dir.display().to_string());
+    let folder = DataFolder::open_existing(&config.data_dir)?.ok_or_else(no_member)?;
+    let identity = folder.read_identity()?.filter(|identity| identity.stage == Stage::Member).ok_or_else(no_member)?;
     let engines = open_engines(&folder, config, LogMetrics::unregistered()).await?;
     let report = force_sole_voter(&engines.log, &engines.data, identity.node(), shard).await;
     engines.data.close().await;

@@ -42,6 +42,10 @@ const PENDING_RESETS_MAX: usize = 64;
 /// Between looks at the readiness; whoever balances load looks less often.
 const HEALTH: Duration = Duration::from_millis(500);
 
+/// Whose health is told: of the node as a whole, under the empty name that probes ask for, and of each service that is for
+/// others than its peers.
+const HEALTH_OF: [&str; 3] = ["", "kv.v1.KvService", "kv.admin.v1.AdminService"];
+
 /// How long streams may take to end once the node stops.
 const STREAMS_END: Duration = Duration::from_secs(2);
 
@@ -123,7 +127,7 @@ impl Grpc {
         grpc
     }
 
-    /// Has `grpc.health.v1` say what `/readyz` does, for the node as a whole and for the data interface.
+    /// Has `grpc.health.v1` say what `/readyz` does, for the node as a whole and for each service that clients call.
     pub async fn follow(&self, readiness: Arc<Readiness>) {
         let (health, stop) = (self.health.clone(), self.stop.clone());
         let mut said = readiness.is_ready();
@@ -166,8 +170,9 @@ impl Grpc {
 
 async fn set_serving(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    health.set_service_status("", status).await;
-    health.set_service_status("kv.v1.KvService", status).await;
+    for service in HEALTH_OF {
+        health.set_service_status(service, status).await;
+    }
 }
 
 /// So that tools need no .proto files.

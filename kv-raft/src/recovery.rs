@@ -54,8 +54,13 @@ pub struct RecoveryReport {
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     /// This node holds no data of the shard.
-    #[error("this node holds no replica of shard {0}")]
-    NotHeld(ShardId),
+    #[error("this node holds no replica of shard {shard}, {}", holds(.held))]
+    NotHeld {
+        /// The shard.
+        shard: ShardId,
+        /// The shards it holds replicas of, ascending.
+        held: Vec<ShardId>,
+    },
     /// The log is another replica's than the data, or there is none.
     #[error("the data of shard {shard} belongs to replica {data}, its log to {log:?}")]
     Mixed {
@@ -95,13 +100,27 @@ pub async fn force_sole_voter(
     node: NodeId,
     shard: ShardId,
 ) -> Result<RecoveryReport, RecoveryError> {
-    let record = data.replicas().into_iter().find(|record| record.shard == shard);
-    let record = record.ok_or(RecoveryError::NotHeld(shard))?;
+    let records = data.replicas();
+    let Some(record) = records.iter().find(|record| record.shard == shard) else {
+        let mut held: Vec<ShardId> = records.iter().map(|record| record.shard).collect();
+        held.sort_unstable();
+        return Err(RecoveryError::NotHeld { shard, held });
+    };
     let owner = log.shards().get(&shard).copied();
     if owner != Some(record.replica) {
         return Err(RecoveryError::Mixed { shard, data: record.replica, log: owner });
     }
     force(log.store(shard, record.replica)?, record.replica, node, record.applied).await
+}
+
+/// As in "but of shards 1, 2 and 3".
+fn holds(shards: &[ShardId]) -> String {
+    let words: Vec<String> = shards.iter().map(ToString::to_string).collect();
+    match words.split_last() {
+        None => "and none of any other".to_owned(),
+        Some((only, [])) => format!("but of shard {only}"),
+        Some((last, rest)) => format!("but of shards {} and {last}", rest.join(", ")),
+    }
 }
 
 async fn force(
@@ -300,9 +319,11 @@ mod tests {
         let engine = LogEngine::open(&dir.path().join("log"), options()).unwrap();
         let data = DataEngine::open(&dir.path().join("data"), DataOptions::default()).unwrap();
         let refused = force_sole_voter(&engine, &data, NODE, SHARD).await;
-        assert!(matches!(refused, Err(RecoveryError::NotHeld(_))));
+        assert_eq!(refused.unwrap_err().to_string(), "this node holds no replica of shard 5, and none of any other");
         let new = NewReplica { shard: SHARD, replica: REPLICA, range: KeyRange::all(), retention: Duration::ZERO };
         data.create(new).unwrap();
+        let refused = force_sole_voter(&engine, &data, NODE, ShardId(6)).await;
+        assert_eq!(refused.unwrap_err().to_string(), "this node holds no replica of shard 6, but of shard 5");
         let refused = force_sole_voter(&engine, &data, NODE, SHARD).await;
         assert!(matches!(refused, Err(RecoveryError::Mixed { log: None, .. })));
         let mut store = engine.store(SHARD, REPLICA).unwrap();

@@ -130,6 +130,8 @@ pub struct ReplicaState {
     pub learners: Vec<(ReplicaId, NodeId)>,
     /// Whether a change of voters is half done (joint consensus).
     pub joint: bool,
+    /// It leads, and no majority of the voters answers it.
+    pub no_quorum: bool,
     /// Whether it sleeps.
     pub hibernated: bool,
     /// Index of the last entry at which its content was compared with its peers', since the process began.

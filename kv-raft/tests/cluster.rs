@@ -277,6 +277,61 @@ async fn a_leader_without_a_majority_acknowledges_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_says_that_no_majority_answers_it_awake_or_asleep() {
+    for hibernate_after in [None, Some(Duration::from_secs(1))] {
+        let mut cluster = Cluster::start(3, Timing { hibernate_after, ..Timing::default() }).await;
+        cluster.put("a", "1").await;
+        if hibernate_after.is_some() {
+            asleep(&cluster).await;
+        }
+        let leader = cluster.leader().await;
+        assert!(!leader.status().no_quorum);
+        let others: Vec<_> = [1, 2, 3].map(NodeId).into_iter().filter(|node| node.0 != leader.replica().0).collect();
+        cluster.kill(others[0]).await;
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            assert!(!leader.status().no_quorum, "two of three are a majority");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cluster.kill(others[1]).await;
+        eventually("the leader to say so", || leader.status().no_quorum.then_some(())).await;
+        assert!(leader.is_leader(), "of its term, until it hears of another");
+        drop(leader);
+        cluster.restart(others[0], ReplicaId(others[0].0)).await;
+        cluster.put("b", "2").await;
+        let leader = cluster.leader().await;
+        eventually("a majority to answer again", || (!leader.status().no_quorum).then_some(())).await;
+        drop(leader);
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_slept_long_is_not_said_to_lack_its_quorum_when_it_wakes() {
+    let timing = Timing { hibernate_after: Some(Duration::from_secs(1)), ..Timing::default() };
+    let cluster = Cluster::start(3, timing).await;
+    cluster.put("a", "1").await;
+    asleep(&cluster).await;
+    let leader = cluster.leader().await;
+    // Longer than a silence may last: nobody has answered since it fell asleep, and nobody was asked.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!leader.status().no_quorum, "the others' nodes live");
+    let watched = async {
+        while leader.status().hibernated {
+            assert!(!leader.status().no_quorum);
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..1000 {
+            assert!(!leader.status().no_quorum, "it has just begun to ask");
+        }
+    };
+    let (written, ()) = tokio::join!(leader.propose(put("b", "2")), watched);
+    assert!(written.is_ok(), "{written:?}");
+    drop(leader);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes_through_later() {
     let mut cluster = Cluster::start(3, awake()).await;
     cluster.put("a", "1").await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::try_join_all;
 use kv_client::Client;
+use kv_proto::pb::admin::v1::ReplicaRole;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
@@ -224,6 +225,23 @@ impl Cluster {
                 // Until the catalog knows, it begins no action on the shard.
                 let creating = listing.shard.as_ref().is_some_and(|shard| shard.creating);
                 ensure!(!creating, "the catalog does not know yet that shard {shard} has a leader");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until every shard, that of the catalog too, has a voter on so many nodes: it begins with fewer.
+    pub async fn voters(&self, wanted: usize) -> Result<()> {
+        wait::until(&format!("every shard to have {wanted} voters"), READY_WITHIN, || async {
+            for listing in self.admin().await?.shards("").await? {
+                let shard = listing.shard.as_ref().map_or(0, |shard| shard.shard_id);
+                // As the group itself has them, and as the catalog says.
+                let leader = listing.replicas.iter().find(|replica| replica.role == "leader").context("no leader")?;
+                let in_catalog = listing.shard.iter().flat_map(|shard| &shard.replicas);
+                let in_catalog = in_catalog.filter(|replica| replica.role() == ReplicaRole::Voter).count();
+                let voters = (leader.voter_replica_ids.len(), in_catalog);
+                ensure!(voters == (wanted, wanted), "shard {shard} has {voters:?}");
             }
             Ok(())
         })

@@ -6,25 +6,13 @@ use anyhow::{Result, ensure};
 use tokio::process::Command;
 
 use crate::node::binary;
-
-/// What a command did.
-#[derive(Debug)]
-pub struct Ran {
-    /// None if a signal ended it.
-    pub code: Option<i32>,
-    /// Its whole output.
-    pub stdout: String,
-    /// Its errors and notes.
-    pub stderr: String,
-}
+use crate::ran::Ran;
 
 /// Runs it to its end.
 pub async fn kvctl(endpoints: &[String], arguments: &[&str]) -> Result<Ran> {
     let mut command = Command::new(binary("kvctl")?);
     command.env_remove("KV_ENDPOINTS").env_remove("KV_KEYSPACE").stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.arg("--endpoints").arg(endpoints.join(",")).args(arguments).output().await?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+    Ran::of(command.arg("--endpoints").arg(endpoints.join(",")).args(arguments)).await
 }
 
 /// The same, which must end with this code.

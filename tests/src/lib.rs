@@ -22,6 +22,8 @@ pub mod kvctl;
 pub mod node;
 pub mod raw;
 pub mod http;
+pub mod ran;
+pub mod open_metrics;
 pub mod logs;
 pub mod ports;
 pub mod files;

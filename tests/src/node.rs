@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::http;
 use crate::ports::free_port;
+use crate::ran::Ran;
 use crate::wait;
 
 /// A graceful stop hands leadership over and flushes; longer is a fault.
@@ -198,6 +199,14 @@ impl NodeProcess {
         Ok((status, String::from_utf8_lossy(said).into_owned()))
     }
 
+    /// Runs another command of the program to its end, with its file; the node itself may run or not.
+    pub async fn run(&self, arguments: &[&str]) -> Result<Ran> {
+        let mut command = Command::new(binary("kv-node")?);
+        without_settings(&mut command);
+        command.args(arguments).arg("--config").arg(self.folder.join("node.toml"));
+        Ran::of(command.stdin(Stdio::null()).kill_on_drop(true)).await
+    }
+
     /// Whether the process ended although nobody stopped it.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(match self.child.as_mut() {
@@ -266,10 +275,7 @@ impl NodeProcess {
         if let Some(failpoints) = &self.failpoints {
             command.env("FAILPOINTS", failpoints).env("FAILPOINTS_SEEN", self.seen());
         }
-        // The settings of whoever runs the tests are not theirs.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KV_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         if let Some(library) = &self.preload {
             command.env("LD_PRELOAD", library);
         }
@@ -300,6 +306,13 @@ impl NodeProcess {
         let pid = self.pid().with_context(|| format!("node {} is not started", self.number))?;
         let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is not 0")?;
         Ok(kill_process(pid, signal)?)
+    }
+}
+
+/// The settings of whoever runs the tests are not theirs.
+fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KV_")) {
+        command.env_remove(name);
     }
 }
 

@@ -15,14 +15,20 @@ static TAKEN: AtomicU16 = AtomicU16::new(0);
 
 /// A port nobody listens on now.
 pub fn free_port() -> Result<u16> {
+    free_ports(1)
+}
+
+/// The first of so many ports in a row that nobody listens on now.
+pub fn free_ports(count: u16) -> Result<u16> {
     // Test processes that run at once begin at different places.
     let begin = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT))?;
     for _ in 0..COUNT {
-        let offset = (u32::from(begin) + u32::from(TAKEN.fetch_add(1, Ordering::Relaxed))) % u32::from(COUNT);
-        let port = FIRST + u16::try_from(offset)?;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
+        let offset = (u32::from(begin) + u32::from(TAKEN.fetch_add(count, Ordering::Relaxed))) % u32::from(COUNT);
+        let first = FIRST + u16::try_from(offset)?;
+        let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if (first..first + count).all(is_free) {
+            return Ok(first);
         }
     }
-    bail!("no port between {FIRST} and {} is free", FIRST + COUNT)
+    bail!("no {count} ports in a row between {FIRST} and {} are free", FIRST + COUNT)
 }

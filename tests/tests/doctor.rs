@@ -18,7 +18,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Entries of one shard; more than a follower under load may be behind, and than the log keeps.
 const WRITES: usize = 1500;
 
-/// `problem subject`, to the commands that are to help.
+/// `problem subject`, to the commands that are to help; without notes, such as one on the disk of whoever runs this.
 type Findings = BTreeMap<String, Vec<String>>;
 
 async fn doctor(endpoints: &[String], code: i32) -> Result<Findings> {
@@ -30,7 +30,7 @@ async fn doctor(endpoints: &[String], code: i32) -> Result<Findings> {
         let name = format!("{} {}", text(finding, "problem"), text(finding, "subject"));
         (name, help.map(|help| text(help, "command")).collect())
     };
-    Ok(findings.iter().map(of).collect())
+    Ok(findings.iter().filter(|finding| text(finding, "severity") != "note").map(of).collect())
 }
 
 /// How far each follower of the leader is behind, by node.

@@ -11,7 +11,7 @@ use kv_proto::pb::admin::v1::{GetCatalogRequest, NodeListing, NodeState, ShardLi
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::doctor::leader_of;
+use crate::doctor::{lacks_quorum, leader_of};
 use crate::exit::{Exit, Explain as _, Failure};
 use crate::human;
 use crate::node::{id, leaders};
@@ -176,6 +176,7 @@ impl Context {
             keyspaces: catalog.keyspaces.len(),
             shards: shards.len(),
             leaderless: leaderless(&shards),
+            no_quorum: without_quorum(&shards),
             data_bytes: shards.iter().filter_map(leader_of).map(|leader| leader.data_bytes).sum(),
             running_actions: actions.len(),
         };
@@ -186,6 +187,7 @@ impl Context {
             "keyspaces": summary.keyspaces,
             "shards": summary.shards,
             "leaderless_shards": summary.leaderless,
+            "no_quorum_shards": summary.no_quorum,
             "data_bytes": summary.data_bytes,
             "running_actions": summary.running_actions,
             "cost": { "nodes": costs.iter().map(Cost::to_json).collect::<Vec<_>>(), "all": all.to_json() },
@@ -198,8 +200,16 @@ impl Context {
 
 /// Shards that no living replica leads.
 pub(crate) fn leaderless(shards: &[ShardListing]) -> Vec<u64> {
-    let without = shards.iter().filter(|listing| leader_of(listing).is_none());
-    without.filter_map(|listing| Some(listing.shard.as_ref()?.shard_id)).collect()
+    ids(shards.iter().filter(|listing| leader_of(listing).is_none()))
+}
+
+/// Shards whose leader no majority answers.
+pub(crate) fn without_quorum(shards: &[ShardListing]) -> Vec<u64> {
+    ids(shards.iter().filter(|listing| lacks_quorum(listing)))
+}
+
+fn ids<'a>(shards: impl Iterator<Item = &'a ShardListing>) -> Vec<u64> {
+    shards.filter_map(|listing| Some(listing.shard.as_ref()?.shard_id)).collect()
 }
 
 struct Summary {
@@ -209,6 +219,7 @@ struct Summary {
     keyspaces: usize,
     shards: usize,
     leaderless: Vec<u64>,
+    no_quorum: Vec<u64>,
     data_bytes: u64,
     running_actions: usize,
 }
@@ -219,10 +230,14 @@ impl Summary {
             [] => (format!("{}, all answer", self.nodes), Tone::Good),
             silent => (format!("{}; not answering: {}", self.nodes, human::list(silent)), Tone::Bad),
         };
-        let shards = match self.leaderless.as_slice() {
-            [] => (format!("{}, all with a leader", self.shards), Tone::Good),
-            without => (format!("{}; without a leader: {}", self.shards, human::list(without)), Tone::Bad),
-        };
+        let mut shards = (format!("{}, all with a leader", self.shards), Tone::Good);
+        let troubles = [("without a leader", &self.leaderless), ("without a quorum", &self.no_quorum)];
+        let troubles = troubles.iter().filter(|(_, shards)| !shards.is_empty());
+        let troubles: Vec<String> =
+            troubles.map(|(what, shards)| format!("; {what}: {}", human::list(shards))).collect();
+        if !troubles.is_empty() {
+            shards = (format!("{}{}", self.shards, troubles.concat()), Tone::Bad);
+        }
         let data = match self.data_bytes {
             0 => "in memory so far, or too little to estimate".to_owned(),
             bytes => human::size(bytes),
@@ -292,6 +307,28 @@ mod tests {
             processor_seconds,
             seconds: 10.0,
         }
+    }
+
+    #[test]
+    fn the_summary_tells_shards_without_a_leader_from_those_without_a_quorum() {
+        let mut summary = Summary {
+            cluster_id: "c".into(),
+            nodes: 3,
+            silent: vec![2, 3],
+            keyspaces: 2,
+            shards: 7,
+            leaderless: Vec::new(),
+            no_quorum: vec![2, 3],
+            data_bytes: 0,
+            running_actions: 0,
+        };
+        let text = summary.render(Look::default());
+        assert!(text.contains("Shards     7; without a quorum: 2 and 3\n"), "{text}");
+        summary.leaderless = vec![5];
+        let text = summary.render(Look::default());
+        assert!(text.contains("Shards     7; without a leader: 5; without a quorum: 2 and 3\n"), "{text}");
+        (summary.leaderless, summary.no_quorum) = (Vec::new(), Vec::new());
+        assert!(summary.render(Look::default()).contains("Shards     7, all with a leader\n"));
     }
 
     #[test]

@@ -223,6 +223,11 @@ pub(crate) fn leader_of(listing: &ShardListing) -> Option<&ReplicaStatus> {
     listing.replicas.iter().filter(|replica| replica.role == "leader").max_by_key(|replica| replica.term)
 }
 
+/// Whether a shard has a leader that no majority answers.
+pub(crate) fn lacks_quorum(listing: &ShardListing) -> bool {
+    leader_of(listing).is_some_and(|leader| leader.no_quorum)
+}
+
 fn endpoints(picture: &Picture<'_>) -> Vec<Finding> {
     let endpoints = &picture.facts.endpoints;
     let silent: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.answer.is_err()).collect();

@@ -7,13 +7,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::SYSTEM_KEYSPACE;
-use kv_proto::pb::admin::v1::GetNodeStatusRequest;
 use kv_proto::pb::admin::v1::admin_service_client::AdminServiceClient;
+use kv_proto::pb::admin::v1::{GetNodeStatusRequest, ShardListing};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::cost::leaderless;
+use crate::cost::{leaderless, without_quorum};
 use crate::exit::{Exit, Failure, message_of};
 use crate::human;
 use crate::output::{Grid, Look, Text, Tone, toned};
@@ -31,6 +31,31 @@ pub(crate) struct Probe {
     took: Duration,
 }
 
+/// Shards that answer neither writes nor linearizable reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Unserved {
+    /// Nobody leads them.
+    leaderless: Vec<u64>,
+    /// No majority answers their leader.
+    no_quorum: Vec<u64>,
+}
+
+impl Unserved {
+    fn of(shards: &[ShardListing]) -> Self {
+        Self { leaderless: leaderless(shards), no_quorum: without_quorum(shards) }
+    }
+
+    fn why(&self) -> Vec<String> {
+        let of = |shards: &[u64], what: &str| match shards {
+            [] => None,
+            [only] => Some(format!("shard {only} has {what}")),
+            several => Some(format!("shards {} have {what}", human::list(several))),
+        };
+        let quorum = of(&self.no_quorum, "no quorum");
+        of(&self.leaderless, "no leader").into_iter().chain(quorum).collect()
+    }
+}
+
 impl Context {
     /// Asks every endpoint on a connection of its own.
     pub(crate) async fn probes(&self) -> Vec<Probe> {
@@ -40,25 +65,26 @@ impl Context {
     /// `health`.
     pub(crate) async fn health(&self) -> Result<Exit, Failure> {
         let (probes, shards) = tokio::join!(self.probes(), self.shards("", 0));
-        let (count, without, unknown) = match &shards {
-            Ok(shards) => (shards.len(), leaderless(shards), None),
-            Err(failure) => (0, Vec::new(), Some(failure.to_string())),
+        let (count, unserved, unknown) = match &shards {
+            Ok(shards) => (shards.len(), Unserved::of(shards), None),
+            Err(failure) => (0, Unserved::default(), Some(failure.to_string())),
         };
         let serves_data = shards
             .iter()
             .flatten()
             .any(|listing| listing.shard.as_ref().is_some_and(|shard| shard.keyspace_id != SYSTEM_KEYSPACE.0));
         let answers = probes.iter().any(|probe| probe.answer.is_ok());
-        let healthy = answers && unknown.is_none() && without.is_empty() && serves_data;
+        let healthy = answers && unknown.is_none() && unserved == Unserved::default() && serves_data;
         let json = json!({
             "healthy": healthy,
             "endpoints": probes.iter().map(probe_json).collect::<Vec<_>>(),
             "shards": count,
-            "leaderless_shards": without,
+            "leaderless_shards": unserved.leaderless,
+            "no_quorum_shards": unserved.no_quorum,
             "error": unknown,
         });
         self.output.show(json, |look| {
-            let verdict = verdict(healthy, count, &without, unknown.as_deref(), look);
+            let verdict = verdict(healthy, count, &unserved, unknown.as_deref(), look);
             format!("{}\n\n{verdict}", table(&probes).render(look))
         })?;
         Ok(if healthy { Exit::Ok } else { Exit::Problems })
@@ -117,16 +143,15 @@ fn table(probes: &[Probe]) -> Grid {
     grid
 }
 
-fn verdict(healthy: bool, shards: usize, without: &[u64], unknown: Option<&str>, look: Look) -> String {
+fn verdict(healthy: bool, shards: usize, unserved: &Unserved, unknown: Option<&str>, look: Look) -> String {
     if healthy {
         let text = format!("healthy: all {} have a leader", human::count(shards, "shard"));
         return look.paint(&text, Tone::Good);
     }
-    let why = match (unknown, without) {
+    let why = match (unknown, unserved.why().as_slice()) {
         (Some(why), _) => why.to_owned(),
         (None, []) => "there is no keyspace for data yet; a new cluster waits for its first nodes".to_owned(),
-        (None, [only]) => format!("shard {only} has no leader"),
-        (None, without) => format!("shards {} have no leader", human::list(without)),
+        (None, reasons) => reasons.join(", "),
     };
     format!("{}\nkvctl doctor says what to do", look.paint(&format!("not healthy: {why}"), Tone::Bad))
 }
@@ -136,10 +161,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_names_the_shards_without_a_leader() {
-        let text = verdict(false, 7, &[4, 6], None, Look::default());
+    fn a_verdict_names_the_shards_without_a_leader_and_those_without_a_quorum() {
+        let mut unserved = Unserved { leaderless: vec![4, 6], no_quorum: Vec::new() };
+        let text = verdict(false, 7, &unserved, None, Look::default());
         assert_eq!(text, "not healthy: shards 4 and 6 have no leader\nkvctl doctor says what to do");
-        assert_eq!(verdict(true, 7, &[], None, Look::default()), "healthy: all 7 shards have a leader");
+        unserved.no_quorum = vec![5];
+        let text = verdict(false, 7, &unserved, None, Look::default());
+        assert!(text.starts_with("not healthy: shards 4 and 6 have no leader, shard 5 has no quorum\n"), "{text}");
+        let text = verdict(true, 7, &Unserved::default(), None, Look::default());
+        assert_eq!(text, "healthy: all 7 shards have a leader");
     }
 
     #[test]

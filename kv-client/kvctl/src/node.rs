@@ -182,7 +182,7 @@ pub(crate) fn id(listing: &NodeListing) -> u64 {
     listing.node.as_ref().map_or(0, |node| node.node_id)
 }
 
-/// How many of them lead.
+/// How many of them lead and are answered by a majority.
 pub(crate) fn leaders(replicas: &[ReplicaStatus]) -> usize {
-    replicas.iter().filter(|replica| replica.role == "leader").count()
+    replicas.iter().filter(|replica| replica.role == "leader" && !replica.no_quorum).count()
 }

@@ -100,6 +100,10 @@ pub(crate) fn describe(listing: &NodeListing, look: Look) -> String {
 
 fn told(status: &NodeStatus) -> Vec<(&'static str, String, Tone)> {
     let (free, total) = (human::size(status.disk_free_bytes), human::size(status.disk_total_bytes));
+    let needed = match status.disk_free_min_bytes {
+        0 => String::new(),
+        bytes => format!("; writes take {}", human::size(bytes)),
+    };
     let leads = if status.may_lead {
         ("yes".to_owned(), Tone::Plain)
     } else {
@@ -119,7 +123,7 @@ fn told(status: &NodeStatus) -> Vec<(&'static str, String, Tone)> {
         ("Version", status.version.clone(), Tone::Plain),
         ("Memory", human::size(status.resident_bytes), Tone::Plain),
         ("Processor", format!("{} since start", human::seconds(status.processor_seconds)), Tone::Plain),
-        ("Disk", format!("{free} of {total} free in {}", status.data_dir), Tone::Plain),
+        ("Disk", format!("{free} of {total} free in {}{needed}", status.data_dir), Tone::Plain),
         (
             "Writes",
             if status.read_only { "refused: the disk is full" } else { "accepted" }.to_owned(),
@@ -158,7 +162,7 @@ fn replica_table(replicas: &[ReplicaStatus]) -> Grid {
         grid.row(vec![
             replica.shard_id.into(),
             replica.replica_id.into(),
-            toned(&replica.role, if replica.role == "leader" { Tone::Good } else { Tone::Plain }),
+            role(replica),
             replica.term.into(),
             human::grouped(replica.last_index).into(),
             human::grouped(replica.committed_index).into(),
@@ -170,6 +174,14 @@ fn replica_table(replicas: &[ReplicaStatus]) -> Grid {
         ]);
     }
     grid
+}
+
+fn role(replica: &ReplicaStatus) -> Text {
+    match replica.role.as_str() {
+        "leader" if replica.no_quorum => toned("leader, no quorum", Tone::Bad),
+        "leader" => toned("leader", Tone::Good),
+        other => toned(other, Tone::Plain),
+    }
 }
 
 /// The catalog's part; as documented in docs/kvctl.md.
@@ -216,6 +228,7 @@ fn status_json(status: &NodeStatus) -> Value {
         "processor_seconds": status.processor_seconds,
         "disk_total_bytes": status.disk_total_bytes,
         "disk_free_bytes": status.disk_free_bytes,
+        "disk_free_min_bytes": status.disk_free_min_bytes,
         "read_only": status.read_only,
         "clock_offset_ms": status.clock_offset_ms,
         "may_lead": status.may_lead,
@@ -234,6 +247,7 @@ fn replica_json(replica: &ReplicaStatus) -> Value {
         "shard": replica.shard_id,
         "replica": replica.replica_id,
         "role": replica.role,
+        "no_quorum": replica.no_quorum,
         "term": replica.term,
         "last_index": replica.last_index,
         "committed_index": replica.committed_index,
@@ -311,6 +325,17 @@ NODE  ADDRESS         STATE   LEADERS  REPLICAS    MEMORY  DISK FREE     UP  HTT
         dead.unreachable_reason = "connection refused".into();
         let text = describe(&dead, Look::default());
         assert!(text.ends_with("Silent     connection refused"), "{text}");
+    }
+
+    #[test]
+    fn a_leader_that_no_majority_answers_is_marked_and_not_counted() {
+        let mut cut_off = listing(1);
+        cut_off.status.as_mut().unwrap().replicas[0].no_quorum = true;
+        let text = describe(&cut_off, Look::default());
+        assert!(text.contains("leader, no quorum") && text.contains("2 replicas, 0 of them leading"), "{text}");
+        let json = to_json_with_replicas(&cut_off);
+        assert_eq!((&json["replicas"][0]["role"], &json["replicas"][0]["no_quorum"]), (&json!("leader"), &json!(true)));
+        assert_eq!(json["status"]["leaders"], 0);
     }
 
     #[test]

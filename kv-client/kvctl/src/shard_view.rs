@@ -11,7 +11,7 @@ use kv_proto::pb::admin::v1::{KeyspaceKind, Replica, ReplicaRole, ReplicaStatus,
 use kv_proto::slot::SLOTS;
 use serde_json::{Map, Value, json};
 
-use crate::doctor::leader_of;
+use crate::doctor::{lacks_quorum, leader_of};
 use crate::human;
 use crate::output::{Grid, Look, Text, Tone, toned};
 use crate::values;
@@ -76,6 +76,14 @@ fn role<'a>(listing: &'a ShardListing, replica: &Replica) -> &'a str {
     }
 }
 
+/// The role as people read it: a leader that no majority answers leads nobody.
+fn role_text(listing: &ShardListing, role: &str) -> Text {
+    if role == "leader" && lacks_quorum(listing) {
+        return toned("leader, no quorum", Tone::Bad);
+    }
+    toned(role, role_tone(role))
+}
+
 fn role_tone(role: &str) -> Tone {
     match role {
         "leader" => Tone::Good,
@@ -85,7 +93,12 @@ fn role_tone(role: &str) -> Tone {
     }
 }
 
-/// Nodes of the replicas: `1* 2 3`, with `*` the leader, `+` a learner, `!` down.
+/// How the leader is marked: `?` if no majority answers it.
+fn leader_mark(listing: &ShardListing) -> &'static str {
+    if lacks_quorum(listing) { "?" } else { "*" }
+}
+
+/// Nodes of the replicas: `1* 2 3`, with `*` the leader, `?` one that no majority answers, `+` a learner, `!` down.
 fn replicas(listing: &ShardListing, shard: &Shard) -> Text {
     let mut sorted: Vec<&Replica> = shard.replicas.iter().collect();
     sorted.sort_by_key(|replica| replica.node_id);
@@ -96,7 +109,7 @@ fn replicas(listing: &ShardListing, shard: &Shard) -> Text {
             let role = role(listing, replica);
             any_down |= role == "down";
             let mark = match role {
-                "leader" => "*",
+                "leader" => leader_mark(listing),
                 "down" => "!",
                 _ if replica.role() == ReplicaRole::Learner => "+",
                 _ => "",
@@ -114,8 +127,10 @@ fn worst_lag(listing: &ShardListing) -> Option<u64> {
     Some(leader.followers.iter().filter(|lag| alive(lag.replica_id)).map(|lag| lag.lag).max().unwrap_or(0))
 }
 
+/// Whether it serves, in words that `-o json` prints too.
 fn state(listing: &ShardListing, shard: &Shard) -> Text {
     match leader_of(listing) {
+        Some(leader) if leader.no_quorum => toned("no quorum", Tone::Bad),
         Some(leader) if leader.hibernated => toned("asleep", Tone::Dim),
         Some(_) => toned("serving", Tone::Good),
         None if shard.creating => toned("creating", Tone::Warn),
@@ -146,7 +161,7 @@ pub(crate) fn table(shards: &[ShardListing], kinds: &Kinds) -> Grid {
             shard.shard_id.into(),
             values::show(listing.keyspace.as_bytes()).into(),
             range(&shard, kinds).into(),
-            told(leader.map(|leader| leader.node_id.to_string())).into(),
+            told(leader.map(|leader| format!("{}{}", leader.node_id, if leader.no_quorum { "?" } else { "" }))).into(),
             replicas(listing, &shard),
             state(listing, &shard),
             told(worst_lag(listing).map(human::grouped)).into(),
@@ -171,9 +186,15 @@ pub(crate) fn describe(listing: &ShardListing, kinds: &Kinds, look: Look) -> Str
         ("Epoch", shard.epoch.to_string()),
         (
             "Leader",
-            leader_of(listing)
-                .map_or_else(|| "none".to_owned(), |leader| format!("node {} in term {}", leader.node_id, leader.term)),
+            leader_of(listing).map_or_else(
+                || "none".to_owned(),
+                |leader| {
+                    let unheard = if leader.no_quorum { ", which no majority answers" } else { "" };
+                    format!("node {} in term {}{unheard}", leader.node_id, leader.term)
+                },
+            ),
         ),
+        ("State", state(listing, &shard).text().to_owned()),
         ("Prefers", preferred.map_or_else(|| human::NOTHING.to_owned(), |replica| format!("node {}", replica.node_id))),
     ];
     for (name, value) in facts {
@@ -213,7 +234,7 @@ fn replica_table(listing: &ShardListing, shard: &Shard) -> Grid {
             replica.node_id.into(),
             replica.replica_id.into(),
             if replica.role() == ReplicaRole::Voter { "yes" } else { "no" }.into(),
-            toned(role, role_tone(role)),
+            role_text(listing, role),
             number(|status| status.term),
             number(|status| status.last_index),
             number(|status| status.committed_index),
@@ -240,6 +261,8 @@ pub(crate) fn to_json(listing: &ShardListing, kinds: &Kinds) -> Value {
         "epoch": shard.epoch,
         "range": range_json(&shard, kinds),
         "leader_node": leader.map(|leader| leader.node_id),
+        "no_quorum": lacks_quorum(listing),
+        "state": state(listing, &shard).text(),
         "term": leader.map(|leader| leader.term),
         "hibernated": leader.is_some_and(|leader| leader.hibernated),
         "creating": shard.creating,
@@ -275,6 +298,7 @@ fn replica_json(listing: &ShardListing, replica: &Replica) -> Value {
         "replica": replica.replica_id,
         "voter": replica.role() == ReplicaRole::Voter,
         "role": role(listing, replica),
+        "no_quorum": status.map(|status| status.no_quorum),
         "term": status.map(|status| status.term),
         "last_index": status.map(|status| status.last_index),
         "committed_index": status.map(|status| status.committed_index),
@@ -354,6 +378,7 @@ Keyspace  default
 Range     slots 0-8191
 Epoch     3
 Leader    node 1 in term 7
+State     serving
 Prefers   node 2
 
 NODE  REPLICA  VOTES  ROLE      TERM   LAST  APPLIED  LAG     SIZE
@@ -362,6 +387,42 @@ NODE  REPLICA  VOTES  ROLE      TERM   LAST  APPLIED  LAG     SIZE
    3        3  yes    down         -      -        -  900        -
    4        4  no     learner      7  1,200    1,200   12  5.0 MiB";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_leader_that_no_majority_answers_is_not_shown_as_serving() {
+        let mut listing = listing();
+        listing.replicas[0].no_quorum = true;
+        listing.replicas[0].hibernated = true;
+        listing.replicas[1].role = "down".into();
+        let expected = "\
+SHARD  KEYSPACE  RANGE         LEADER  NODES        STATE      LAG     SIZE  TERM  APPLIED  EPOCH
+    4  default   slots 0-8191      1?  1? 2! 3! 4+  no quorum   12  5.0 MiB     7    1,200      3";
+        assert_eq!(table(&[listing.clone()], &kinds()).render(Look::default()), expected);
+        let text = describe(&listing, &kinds(), Look::default());
+        assert!(
+            text.contains("Leader    node 1 in term 7, which no majority answers\nState     no quorum\n"),
+            "{text}"
+        );
+        assert!(text.contains("leader, no quorum"), "{text}");
+        let json = to_json(&listing, &kinds());
+        assert_eq!(
+            (&json["no_quorum"], &json["state"], &json["leader_node"]),
+            (&json!(true), &json!("no quorum"), &json!(1))
+        );
+        let roles: Vec<_> =
+            (0..2).map(|at| (&json["replicas"][at]["role"], &json["replicas"][at]["no_quorum"])).collect();
+        assert_eq!(roles, [(&json!("leader"), &json!(true)), (&json!("down"), &Value::Null)]);
+    }
+
+    #[test]
+    fn a_leader_cut_off_does_not_hide_the_one_that_serves() {
+        let mut listing = listing();
+        listing.replicas[0].no_quorum = true;
+        listing.replicas[1].role = "leader".into();
+        listing.replicas[1].term = 8;
+        assert!(table(&[listing.clone()], &kinds()).render(Look::default()).contains(" 1 2* 3! 4+  serving"));
+        assert_eq!(to_json(&listing, &kinds())["no_quorum"], false);
     }
 
     #[test]

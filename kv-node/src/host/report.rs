@@ -34,5 +34,6 @@ pub fn replica_status(state: &ReplicaState, node: u64, epoch: Epoch) -> ReplicaS
         epoch: epoch.0,
         quarantined: state.quarantined,
         checked_index: state.checked,
+        no_quorum: state.no_quorum,
     }
 }

@@ -46,6 +46,8 @@ fn of_node(now: &mut Registry, node: &NodeShared) {
     gauge(now, "kv_ready", "1 while the node is ready", node.readiness.is_ready().into());
     gauge(now, "kv_may_lead", "0 while the node refuses to lead", node.host.may_not_lead().is_none().into());
     gauge(now, "kv_catalog_version", "Version of the catalog this node knows", node.view.load().version());
+    let help = "Free space below which the node takes no writes";
+    gauge(now, "kv_disk_free_min_bytes", help, node.config.disk_free_min);
     if let Ok(space) = disk::space(&node.config.data_dir) {
         gauge(now, "kv_disk_free_bytes", "Free space under the data folder", space.free);
         gauge(now, "kv_disk_total_bytes", "All space under the data folder", space.total);
@@ -63,6 +65,7 @@ fn of_replicas(now: &mut Registry, states: &[ReplicaState]) {
         family
     };
     let leader = family("kv_shard_leader", "1 if this node's replica leads the shard");
+    let no_quorum = family("kv_shard_no_quorum", "1 while this node's replica leads and no majority answers it");
     let term = family("kv_shard_term", "Term of this node's replica");
     let last = family("kv_shard_last_index", "Last index in the log");
     let committed = family("kv_shard_committed_index", "Committed index");
@@ -78,6 +81,7 @@ fn of_replicas(now: &mut Registry, states: &[ReplicaState]) {
         let set =
             |family: &ByShard, value: u64| _ = family.get_or_create(&[("shard", shard.clone())]).set(signed(value));
         set(&leader, (state.role == Role::Leader).into());
+        set(&no_quorum, state.no_quorum.into());
         set(&term, state.term);
         set(&last, state.last);
         set(&committed, state.committed);

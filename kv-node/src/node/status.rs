@@ -48,6 +48,7 @@ pub fn node_status(shared: &Arc<NodeShared>, brief: bool) -> NodeStatus {
         replicas: if brief { Vec::new() } else { replica_statuses(shared) },
         pid: u64::from(std::process::id()),
         data_dir: shared.config.data_dir.display().to_string(),
+        disk_free_min_bytes: shared.config.disk_free_min,
     }
 }
 

@@ -21,6 +21,8 @@ mod elections;
 
 mod membership;
 
+mod quorum;
+
 mod checks;
 
 mod status;
@@ -100,6 +102,9 @@ pub struct Replica {
     stepping_aside: AtomicBool,
     /// When a leader was heard last, in milliseconds since the context began.
     heard: AtomicU64,
+    /// From when on it counts against its quorum that nobody answers this leader, in milliseconds since the context
+    /// began.
+    asking_since: AtomicU64,
     /// Since when there is no leader, in milliseconds since the context began; 0 while it is.
     leaderless: AtomicU64,
     /// Until then this process grants no votes and stands for none; None if it never gave a lease away.
@@ -157,6 +162,7 @@ impl Replica {
             may_lead: AtomicBool::new(true),
             stepping_aside: AtomicBool::new(false),
             heard: AtomicU64::new(0),
+            asking_since: AtomicU64::new(0),
             leaderless: AtomicU64::new(0),
             votes_from,
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),
@@ -319,11 +325,15 @@ impl Replica {
     }
 
     fn leader_is(&self, leader: Option<LeaderInfo>) {
+        let leads = |info: Option<LeaderInfo>| info.is_some_and(|info| info.replica == self.replica);
+        // Before anyone can see that it leads.
+        if leads(leader) && self.leader() != leader {
+            self.begins_to_ask();
+        }
         let before = self.leader.send_replace(leader);
         if before == leader {
             return;
         }
-        let leads = |info: Option<LeaderInfo>| info.is_some_and(|info| info.replica == self.replica);
         if leads(leader) {
             self.context.metrics.elections_won.inc();
             let term = leader.map_or(0, |leader| leader.term);

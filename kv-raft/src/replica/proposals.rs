@@ -14,11 +14,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use kv_proto::limits::BATCH_BYTES_MAX;
-use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::ProgressResponder;
@@ -298,26 +297,16 @@ impl Replica {
     async fn propose_watched(&self, commands: &[EncodedCommand]) -> Result<Vec<Reply>, ProposeError> {
         let proposed = self.propose_entry(commands);
         tokio::pin!(proposed);
-        // A silence this long outlasts an election: there would be another leader if a majority could choose one.
-        let patience = self.context.timing.election_max * 3;
+        let patience = self.patience();
         loop {
             match tokio::time::timeout(patience, &mut proposed).await {
                 Ok(result) => {
                     self.proposals.set_silent(false);
                     return result;
                 }
-                Err(_) => self.proposals.set_silent(self.majority_silent_for(patience)),
+                Err(_) => self.proposals.set_silent(self.lacks_quorum(&self.raft.metrics().borrow_watched())),
             }
         }
-    }
-
-    /// Whether this replica leads and no majority answered it for so long.
-    fn majority_silent_for(&self, time: Duration) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let alone = metrics.membership_config.membership().voter_ids().eq([self.replica.0]);
-        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
-        !alone && acked.is_none_or(|acked| acked.elapsed() >= time)
     }
 
     /// One entry; as many replies as commands.

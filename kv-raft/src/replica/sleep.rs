@@ -60,6 +60,7 @@ impl Replica {
             let mut slot = self.asleep.lock();
             let Some(slept) = slot.take() else { return false };
             // All of it under the lock: it must not mix with falling asleep again.
+            self.begins_to_ask();
             self.hibernated.store(false, Ordering::SeqCst);
             self.noticed();
             self.resume();

@@ -64,6 +64,7 @@ impl Replica {
             voters: membership.voter_ids().map(named).collect(),
             learners: membership.learner_ids().map(named).collect(),
             joint: membership.get_joint_config().len() > 1,
+            no_quorum: self.lacks_quorum(metrics),
             hibernated: self.is_hibernated(),
             checked: self.checks.last_index(),
             quarantined: self.is_quarantined(),

@@ -9,8 +9,11 @@ use kv_proto::pb::admin::v1::{NodeState, NodeStatus, ReplicaRole};
 use super::{Finding, Picture, Severity, finding, replicas_of};
 use crate::human;
 
-/// A tenth: RocksDB needs room to compact.
-const DISK_LOW_FRACTION: u64 = 10;
+/// Times what a node needs free to take writes: with less than this it is about to refuse them.
+const DISK_NEAR: u64 = 2;
+
+/// A disk with less than a tenth free is worth a hint; the node itself goes by what it needs.
+const DISK_USED_FRACTION: u64 = 10;
 
 /// Milliseconds. Time services keep clocks within a few; half of this already means that one of them does not work.
 const CLOCK_OFF_MS: u64 = 100;
@@ -93,15 +96,22 @@ fn disk(picture: &Picture<'_>, id: u64, status: &NodeStatus) -> Option<Finding> 
     let (free, total) = (status.disk_free_bytes, status.disk_total_bytes);
     let folder = if status.data_dir.is_empty() { "its data folder" } else { &status.data_dir };
     let space = format!("{} of {} free in {folder}", human::size(free), human::size(total));
+    // 0 of a node that sets no limit, or does not tell: then nothing says that it is about to act.
+    let needed = status.disk_free_min_bytes;
+    let least =
+        if needed == 0 { String::new() } else { format!("; it takes writes while {} are", human::size(needed)) };
     let subject = format!("node {id}");
     let look = format!("df -h {}", if status.data_dir.is_empty() { "." } else { &status.data_dir });
     let found = if status.read_only {
-        let what = format!("{} refuses writes, because its disk is full: {space}", picture.name(id));
+        let what = format!("{} refuses writes, because its disk is full: {space}{least}", picture.name(id));
         finding(Severity::Critical, "disk-full", subject, what)
             .help("free space on its machine; writes go on by themselves", look)
-    } else if total > 0 && free < total / DISK_LOW_FRACTION {
-        let what = format!("{} is short of disk space: {space}", picture.name(id));
+    } else if total > 0 && free < needed.saturating_mul(DISK_NEAR) {
+        let what = format!("{} will soon refuse writes for lack of disk space: {space}{least}", picture.name(id));
         finding(Severity::Warning, "disk-low", subject, what).help("free space on its machine", look)
+    } else if total > 0 && free < total / DISK_USED_FRACTION {
+        let what = format!("the disk of {} is mostly used: {space}{least}", picture.name(id));
+        return Some(finding(Severity::Note, "disk-low", subject, what).help("see what uses it", look));
     } else {
         return None;
     };

@@ -57,6 +57,8 @@ enum Trouble {
     NoQuorum { missing: Vec<u64>, needed: usize },
     /// Though so many of so many voters answer.
     NoLeader { alive: usize, voters: usize },
+    /// The leader on this node hears from no majority, though so many of so many voters answer.
+    CutOff { leader: u64, alive: usize, voters: usize },
     /// Fewer voters than the keyspace asks for.
     UnderReplicated { have: usize, want: usize, remedy: Remedy },
     /// A replica does not answer though its node does.
@@ -123,7 +125,12 @@ fn leadership(listing: &ShardListing, shard: &Shard) -> Option<Trouble> {
         missing.sort_unstable();
         return Some(Trouble::NoQuorum { missing, needed: voters / 2 + 1 - alive.len() });
     }
-    leader_of(listing).is_none().then_some(Trouble::NoLeader { alive: alive.len(), voters })
+    let alive = alive.len();
+    match leader_of(listing) {
+        None => Some(Trouble::NoLeader { alive, voters }),
+        Some(leader) if leader.no_quorum => Some(Trouble::CutOff { leader: leader.node_id, alive, voters }),
+        Some(_) => None,
+    }
 }
 
 /// Fewer voters than the keyspace asks for.
@@ -156,6 +163,7 @@ fn explain(picture: &Picture<'_>, trouble: &Trouble, shards: &Shards) -> Finding
     match trouble {
         Trouble::NoQuorum { missing, needed } => no_quorum(picture, shards, missing, *needed),
         Trouble::NoLeader { alive, voters } => no_leader(shards, *alive, *voters),
+        Trouble::CutOff { leader, alive, voters } => cut_off(picture, shards, *leader, (*alive, *voters)),
         Trouble::UnderReplicated { have, want, remedy } => under_replicated(shards, *have, *want, *remedy),
         Trouble::ReplicaDown { node } => {
             let (verb, of) = (shards.verbs.1, &shards.title);
@@ -199,6 +207,17 @@ fn no_leader(shards: &Shards, alive: usize, voters: usize) -> Finding {
     finding(Severity::Critical, "no-leader", shards.subject(), what)
         .help("an election takes about a second; look again", format!("kvctl shard describe {id}"))
         .help(shards.each("name a leader by hand"), format!("kvctl shard transfer-leader {id}"))
+}
+
+fn cut_off(picture: &Picture<'_>, shards: &Shards, leader: u64, (alive, voters): (usize, usize)) -> Finding {
+    let node = picture.name(leader);
+    let what = format!(
+        "{} {} no quorum: no majority answers the leader on {node}, though {alive} of {voters} voters answer here",
+        shards.title, shards.verbs.0
+    );
+    finding(Severity::Critical, "no-quorum", shards.subject(), what)
+        .help("nodes that have just come back are heard within seconds; look again", "kvctl doctor")
+        .help(format!("check the network and firewall of node {leader}"), format!("kvctl node status {leader}"))
 }
 
 fn under_replicated(shards: &Shards, have: usize, want: usize, remedy: Remedy) -> Finding {

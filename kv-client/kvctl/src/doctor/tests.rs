@@ -38,6 +38,7 @@ fn node(id: u64) -> NodeListing {
         may_lead: true,
         disk_total_bytes: 100 * GIB,
         disk_free_bytes: 60 * GIB,
+        disk_free_min_bytes: GIB / 4,
         data_dir: format!("/data/{id}"),
         version: "0.1.0".into(),
         uptime_seconds: 3600,
@@ -144,7 +145,8 @@ fn a_dead_node_and_a_lagging_replica_and_a_full_disk_are_each_named_with_a_comma
     let (what, commands) = text(&facts, "disk-full");
     assert_eq!(
         what,
-        "node 2 (127.0.0.1:7002) refuses writes, because its disk is full: 102.4 MiB of 100.0 GiB free in /data/2"
+        "node 2 (127.0.0.1:7002) refuses writes, because its disk is full: 102.4 MiB of 100.0 GiB free in /data/2; it \
+         takes writes while 256.0 MiB are"
     );
     assert_eq!(commands, ["df -h /data/2", "kvctl node drain 2"]);
     let (what, commands) = text(&facts, "replica-lagging");
@@ -240,6 +242,23 @@ fn a_shard_without_a_leader_is_told_from_one_without_a_quorum() {
     assert_eq!(names(&facts), ["critical no-leader shards 2 and 4"]);
     let what = "shards 2 and 4 of keyspace default have no leader, though 3 of 3 voters answer";
     assert_eq!(text(&facts, "no-leader").0, what);
+}
+
+#[test]
+fn a_leader_that_no_majority_answers_is_told_though_all_voters_answer_here() {
+    let mut facts = healthy();
+    for shard in [0, 3] {
+        let leader = facts.shards[shard].replicas.iter_mut().find(|replica| replica.role == "leader").unwrap();
+        leader.no_quorum = true;
+    }
+    assert_eq!(names(&facts), ["critical no-quorum shards 2 and 5"]);
+    let (what, commands) = text(&facts, "no-quorum");
+    assert_eq!(
+        what,
+        "shards 2 and 5 of keyspace default have no quorum: no majority answers the leader on node 3 (127.0.0.1:7003), \
+         though 3 of 3 voters answer here"
+    );
+    assert_eq!(commands, ["kvctl doctor", "kvctl node status 3"]);
 }
 
 #[test]
@@ -373,10 +392,36 @@ fn a_replica_that_does_not_run_on_a_living_node_is_named() {
 }
 
 #[test]
-fn a_disk_that_fills_up_is_a_warning_before_it_is_full() {
+fn a_disk_is_a_problem_only_once_its_node_is_about_to_act() {
     let mut facts = healthy();
-    status(&mut facts, 1).disk_free_bytes = 5 * GIB;
+    status(&mut facts, 1).disk_free_bytes = 9 * GIB;
+    assert_eq!(names(&facts), ["note disk-low node 1"]);
+    assert!(!has_problems(&diagnose(&facts)), "36 times what the node needs is free");
+    status(&mut facts, 1).disk_free_bytes = GIB / 2;
+    assert_eq!(names(&facts), ["note disk-low node 1"]);
+    status(&mut facts, 1).disk_free_bytes = GIB / 2 - 1;
     assert_eq!(names(&facts), ["warning disk-low node 1"]);
+    let (what, commands) = text(&facts, "disk-low");
+    assert_eq!(
+        what,
+        "node 1 (127.0.0.1:7001) will soon refuse writes for lack of disk space: 512.0 MiB of 100.0 GiB free in \
+         /data/1; it takes writes while 256.0 MiB are"
+    );
+    assert_eq!(commands, ["df -h /data/1", "kvctl node drain 1"]);
+}
+
+#[test]
+fn a_small_disk_is_judged_by_what_its_node_needs_not_by_its_share() {
+    let mut facts = healthy();
+    status(&mut facts, 1).disk_total_bytes = GIB;
+    status(&mut facts, 1).disk_free_bytes = GIB / 3;
+    assert_eq!(
+        names(&facts),
+        ["warning disk-low node 1"],
+        "a third of it is free, and the node stops at a quarter GiB"
+    );
+    status(&mut facts, 1).disk_free_min_bytes = 0;
+    assert_eq!(names(&facts), [""; 0], "a node without a limit refuses nothing");
 }
 
 #[test]

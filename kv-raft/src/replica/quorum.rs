@@ -1,0 +1,81 @@
+//! Whether a majority still answers the replica that leads.
+//!
+//! A leader that is cut off does not step down by itself: it stays the leader of its term until it hears of another. So
+//! its role alone does not tell whether its shard serves.
+//!
+//! Invariants: a leader is never said to lack its quorum while a majority answers; one that lacks it is said so within
+//! [`Replica::patience`], also while the shard sleeps.
+//!
+//! Not here: what is refused meanwhile (proposals); who leads (mod).
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kv_proto::ids::NodeId;
+use openraft::Instant as _;
+use openraft::ServerState;
+use openraft::metrics::RaftMetrics;
+
+use super::Replica;
+use crate::types::{Membership, ShardRaft};
+
+impl Replica {
+    /// A silence this long outlasts an election: there would be another leader if a majority could choose one.
+    pub(super) fn patience(&self) -> Duration {
+        self.context.timing.election_max * 3
+    }
+
+    /// A silence is counted from now on at the earliest: it leads anew, or woke, and has asked nobody yet.
+    pub(super) fn begins_to_ask(&self) {
+        self.asking_since.store(self.context.now_ms(), Ordering::Release);
+    }
+
+    /// Whether it leads and no majority answers it.
+    pub(super) fn lacks_quorum(&self, metrics: &RaftMetrics<ShardRaft>) -> bool {
+        let membership = metrics.membership_config.membership();
+        if metrics.state != ServerState::Leader || !self.is_leader() || membership.voter_ids().eq([self.replica.0]) {
+            return false;
+        }
+        let patience = self.patience();
+        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
+        if acked.is_some_and(|acked| acked.elapsed() < patience) {
+            return false;
+        }
+        let asking_ms = self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire));
+        let has_asked = !self.is_hibernated() && Duration::from_millis(asking_ms) >= patience;
+        // While nobody is asked, what comes from the voters' nodes stands in for their answers.
+        has_asked || !has_majority(membership, |node| self.is_heard(node, patience))
+    }
+
+    fn is_heard(&self, node: NodeId, within: Duration) -> bool {
+        let transport = &self.context.transport;
+        node == transport.node() || transport.last_heard(node).is_some_and(|heard| heard < within)
+    }
+}
+
+/// Whether a majority of the voters, of both sets while they change, lives on nodes that are there.
+fn has_majority(membership: &Membership, is_there: impl Fn(NodeId) -> bool) -> bool {
+    membership.get_joint_config().iter().all(|voters| {
+        let node = |voter: &&u64| membership.get_node(voter).is_some_and(|member| is_there(NodeId(member.node)));
+        voters.iter().filter(node).count() * 2 > voters.len()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::types::Member;
+
+    #[test]
+    fn while_voters_change_both_sets_need_a_majority() {
+        let members: BTreeMap<u64, Member> = (1..=5).map(|id| (id, Member { node: id + 10 })).collect();
+        let sets = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([3, 4, 5])];
+        let membership = Membership::new(sets, members).unwrap();
+        let there = |nodes: &[u64]| has_majority(&membership, |node| nodes.contains(&node.0));
+        assert!(there(&[11, 13, 14]));
+        assert!(!there(&[11, 12, 13]), "a majority of the first set only");
+        assert!(!there(&[13, 14, 15]), "a majority of the second set only");
+    }
+}
