@@ -8,7 +8,8 @@ KV_HOME="${KV_HOME:-${XDG_STATE_HOME:-$HOME/.local/state}/kv-cluster}"
 KV_BASE_PORT="${KV_BASE_PORT:-7000}"
 KV_BASE_HTTP_PORT="${KV_BASE_HTTP_PORT:-7100}"
 
-# A graceful stop hands leadership over and flushes; longer than this is a fault.
+# A graceful stop hands leadership over and flushes; longer than this is a fault. Used by scripts/cluster.
+# shellcheck disable=SC2034
 STOP_SECONDS=60
 
 node_dir() {
