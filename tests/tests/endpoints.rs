@@ -271,11 +271,9 @@ async fn reflect(channel: &Channel, question: MessageRequest) -> Result<MessageR
 async fn reflection_lists_every_service_and_describes_its_calls() -> Result<()> {
     let cluster = Cluster::start(Settings::default().nodes(1)).await?;
     let channel = raw::channel(&cluster.node(1).address()).await?;
-    let listed = match reflect(&channel, MessageRequest::ListServices(String::new())).await? {
-        MessageResponse::ListServicesResponse(listed) => listed.service,
-        other => bail!("{other:?}"),
-    };
-    let names: BTreeSet<&str> = listed.iter().map(|service| service.name.as_str()).collect();
+    let answer = reflect(&channel, MessageRequest::ListServices(String::new())).await?;
+    let MessageResponse::ListServicesResponse(listed) = answer else { bail!("{answer:?}") };
+    let names: BTreeSet<&str> = listed.service.iter().map(|service| service.name.as_str()).collect();
     let expected = [
         ("kv.v1.KvService", "CompareAndSet"),
         ("kv.admin.v1.AdminService", "ListShards"),
@@ -286,16 +284,12 @@ async fn reflection_lists_every_service_and_describes_its_calls() -> Result<()> 
     ];
     for (service, call) in expected {
         ensure!(names.contains(service), "{service} is missing among {names:?}");
-        let described = match reflect(&channel, MessageRequest::FileContainingSymbol(service.to_owned())).await? {
-            MessageResponse::FileDescriptorResponse(files) => files.file_descriptor_proto,
-            other => bail!("{service}: {other:?}"),
-        };
+        let answer = reflect(&channel, MessageRequest::FileContainingSymbol(service.to_owned())).await?;
+        let MessageResponse::FileDescriptorResponse(files) = answer else { bail!("{service}: {answer:?}") };
         let names_call = |file: &Vec<u8>| file.windows(call.len()).any(|part| part == call.as_bytes());
-        ensure!(described.iter().any(names_call), "{service} is described without its call {call}");
+        ensure!(files.file_descriptor_proto.iter().any(names_call), "{service} is described without its call {call}");
     }
-    match reflect(&channel, MessageRequest::FileContainingSymbol("kv.v1.Nothing".to_owned())).await {
-        Ok(MessageResponse::ErrorResponse(_)) | Err(_) => {}
-        Ok(other) => bail!("of nothing it says {other:?}"),
-    }
+    let unknown = reflect(&channel, MessageRequest::FileContainingSymbol("kv.v1.Nothing".to_owned())).await;
+    ensure!(matches!(unknown, Ok(MessageResponse::ErrorResponse(_)) | Err(_)), "of nothing it says {unknown:?}");
     cluster.finish().await
 }

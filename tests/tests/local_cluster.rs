@@ -267,7 +267,8 @@ async fn a_node_that_is_not_there_and_a_port_that_is_taken_are_named() -> Result
     local.refused(&["start", "1"], &format!("port {} is taken", local.base_port + 1)).await?;
     drop(taken);
     local.done(&["start", "1"]).await?;
-    wait::until("its shards to be led", WITHIN, || expect(&local.endpoints(1), &["health"], 0)).await?;
+    let endpoints = local.endpoints(1);
+    wait::until("its shards to be led", WITHIN, || expect(&endpoints, &["health"], 0)).await?;
     local.done(&["wipe"]).await?;
     Ok(())
 }
