@@ -195,7 +195,11 @@ impl<'a> Outgoing<'a> {
             }
         }
         failpoint!("snapshot.send_end");
-        put(&parts, Part::End(SnapshotEnd { files: self.made })).await?;
+        match put(&parts, Part::End(SnapshotEnd { files: self.made })).await {
+            // As above: the snapshot may be installed by now.
+            Ok(()) | Err(Ended::Broken(_)) => {}
+            Err(refused @ Ended::Refused(_)) => return Err(refused),
+        }
         tokio::time::timeout(INSTALL_MAX, answers.installed()).await.map_err(stalled)?
     }
 

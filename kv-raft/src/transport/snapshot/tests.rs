@@ -156,7 +156,9 @@ impl Node {
             assert!(registry.insert(shard, inbound));
             held.insert(shard, replica);
         }
-        let (timing, cluster_id) = (Timing::default(), "test".to_owned());
+        // A busy machine breaks no connection that is not to break.
+        let timing = Timing { election_max: PATIENCE / 3, ..Timing::default() };
+        let cluster_id = "test".to_owned();
         let Waits { resume_within, keep_for } = waits;
         let directory: Arc<dyn Directory> = Arc::<Other>::clone(&other);
         let inner = Arc::new(Inner {

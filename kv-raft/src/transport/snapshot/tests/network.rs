@@ -14,11 +14,11 @@ const MIB: u64 = 1 << 20;
 const SLACK: u64 = 512 << 10;
 const ALL: u64 = LATEST_BYTES + HISTORY_BYTES;
 
-/// Carries connections to a node, each until so many bytes of the sender have passed.
+/// Carries connections to a node, each until so many bytes of the sender have passed. After the last of them the node
+/// cannot be found until it is [mended](Wire::mend).
 struct Wire {
     address: SocketAddr,
-    /// Connections that may still be taken.
-    places: Arc<Semaphore>,
+    found: Arc<Other>,
     carried: Arc<Mutex<Vec<Arc<AtomicU64>>>>,
     /// Cuts what is open now.
     cut: Arc<Notify>,
@@ -27,32 +27,39 @@ struct Wire {
 }
 
 impl Wire {
-    async fn to(node: SocketAddr, cuts: Vec<u64>) -> Self {
+    async fn between(from: &Node, to: &Node, cuts: Vec<u64>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (places, carried) = (Arc::new(Semaphore::new(cuts.len())), Arc::<Mutex<Vec<_>>>::default());
-        let (tasks, end, cut) = (TaskTracker::new(), CancellationToken::new(), Arc::new(Notify::new()));
-        let wire = Self { address, places, carried, cut, tasks, end };
-        let (places, carried, cut) = (Arc::clone(&wire.places), Arc::clone(&wire.carried), Arc::clone(&wire.cut));
+        let (address, found, node) = (listener.local_addr().unwrap(), Arc::clone(&from.other), to.address);
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        let wire = Self { address, found, carried: Arc::default(), cut: Arc::default(), tasks, end };
+        wire.mend();
+        let (found, carried, cut) = (Arc::clone(&wire.found), Arc::clone(&wire.carried), Arc::clone(&wire.cut));
         let (tasks, end) = (wire.tasks.clone(), wire.end.clone());
         wire.tasks.spawn(wire.end.clone().run_until_cancelled_owned(async move {
             let mut cuts = cuts.into_iter();
             loop {
-                places.acquire().await.unwrap().forget();
-                let (from, _) = listener.accept().await.unwrap();
+                let (socket, _) = listener.accept().await.unwrap();
                 let count = Arc::new(AtomicU64::new(0));
                 carried.lock().push(Arc::clone(&count));
-                let (most, cut) = (cuts.next().unwrap_or(u64::MAX), Arc::clone(&cut));
-                let carrying = async move {
+                let (most, is_last) = cuts.next().map_or((u64::MAX, false), |most| (most, cuts.len() == 0));
+                let (found, cut) = (Arc::clone(&found), Arc::clone(&cut));
+                tasks.spawn(end.clone().run_until_cancelled_owned(async move {
+                    let mut sockets = (socket, TcpStream::connect(node).await.unwrap());
                     tokio::select! {
-                        () = carry(from, node, most, count) => {}
+                        () = carry(&mut sockets, most, &count) => {}
                         () = cut.notified() => {}
                     }
-                };
-                tasks.spawn(end.clone().run_until_cancelled_owned(carrying));
+                    if is_last {
+                        *found.0.write() = None;
+                    }
+                }));
             }
         }));
         wire
+    }
+
+    fn mend(&self) {
+        *self.found.0.write() = Some(self.address);
     }
 
     fn carried(&self) -> Vec<u64> {
@@ -66,14 +73,13 @@ impl Wire {
     }
 }
 
-async fn carry(mut from: TcpStream, to: SocketAddr, most: u64, count: Arc<AtomicU64>) {
-    let mut to = TcpStream::connect(to).await.unwrap();
+async fn carry((from, to): &mut (TcpStream, TcpStream), most: u64, count: &AtomicU64) {
     let ((mut here, mut back), (mut answers, mut there)) = (from.split(), to.split());
     let forward = async {
         let mut buffer = vec![0; 16 << 10];
         while count.load(Ordering::Relaxed) < most {
-            let left = usize::try_from(most - count.load(Ordering::Relaxed)).unwrap();
-            let room = left.min(buffer.len());
+            let left = most - count.load(Ordering::Relaxed);
+            let room = usize::try_from(left).unwrap().min(buffer.len());
             let Ok(read @ 1..) = here.read(&mut buffer[..room]).await else { break };
             if there.write_all(&buffer[..read]).await.is_err() {
                 break;
@@ -90,9 +96,22 @@ async fn carry(mut from: TcpStream, to: SocketAddr, most: u64, count: Arc<Atomic
 async fn two(waits: Waits, cuts: Vec<u64>) -> (Node, Node, Wire) {
     let (from, to) = (Node::start(1, waits).await, Node::start(2, waits).await);
     from.fill().await;
-    let wire = Wire::to(to.address, cuts).await;
-    *from.other.0.write() = Some(wire.address);
+    let wire = Wire::between(&from, &to, cuts).await;
     (from, to, wire)
+}
+
+/// What a snapshot comes to that is not over before something else is.
+async fn meanwhile<T>(
+    sending: impl Future<Output = Result<Vote, String>>,
+    something: impl Future<Output = T>,
+) -> (Result<Vote, String>, T) {
+    let mut sending = std::pin::pin!(sending);
+    let done = tokio::select! {
+        biased;
+        sent = &mut sending => panic!("it ended too early: {sent:?}"),
+        done = something => done,
+    };
+    (tokio::time::timeout(PATIENCE, sending).await.unwrap(), done)
 }
 
 fn assert_equal(from: &Node, to: &Node) {
@@ -126,11 +145,10 @@ async fn a_sender_whose_receiver_began_another_snapshot_gives_up_and_the_next_at
         eventually("a part came and is kept", || kept(&to) == 1).await;
         let mut another = Hand::open(&to, SHARD, 1).await.unwrap();
         assert_eq!(another.ready().await.have, None);
-        // More than connections that were given up meanwhile.
-        wire.places.add_permits(100);
+        wire.mend();
         another
     };
-    let (sent, another) = tokio::time::timeout(PATIENCE, async { tokio::join!(from.send(), another) }).await.unwrap();
+    let (sent, another) = meanwhile(from.send(), another).await;
     assert!(sent.unwrap_err().contains("let go of what was sent"));
     assert_eq!(to.inner.metrics.snapshots_resumed.get(), 0);
     drop(another);
@@ -159,17 +177,16 @@ async fn a_sender_whose_receiver_does_not_come_back_lets_go_of_its_view_and_its_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_loses_the_connection_while_the_snapshot_is_installed_hears_the_answer() {
-    let (from, to, wire) = two(LONG, vec![u64::MAX]).await;
+    let (from, to, wire) = two(LONG, vec![u64::MAX, u64::MAX]).await;
     let installs = &to.held[&SHARD].installs;
     installs.forget_permits(8);
     let lost = async {
         eventually("it is to be installed", || to.held[&SHARD].asked.load(Ordering::Relaxed) == 1).await;
-        wire.places.add_permits(1);
         wire.cut.notify_waiters();
         eventually("the sender has come again", || to.inner.metrics.snapshots_resumed.get() == 1).await;
         installs.add_permits(1);
     };
-    let (sent, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(from.send(), lost) }).await.unwrap();
+    let (sent, ()) = meanwhile(from.send(), lost).await;
     assert_eq!(sent, Ok(vote(3)));
     assert_equal(&from, &to);
     assert!(to.inner.metrics.snapshot_bytes_received.get() < ALL + SLACK);
