@@ -64,6 +64,8 @@ pub struct RaftMetrics {
     pub snapshot_bytes_sent: Counter,
     /// Bytes of snapshots received.
     pub snapshot_bytes_received: Counter,
+    /// Streams on which a snapshot that was interrupted went on here.
+    pub snapshots_resumed: Counter,
     /// Snapshots installed here.
     pub snapshots_installed: Counter,
     /// Shards put to sleep by their leader here.
@@ -114,6 +116,7 @@ impl RaftMetrics {
             messages_sent: counter("kv_messages_sent", "Messages the frames travelled in"),
             snapshot_bytes_sent: counter("kv_snapshot_sent_bytes", "Bytes of snapshots sent"),
             snapshot_bytes_received: counter("kv_snapshot_received_bytes", "Bytes of snapshots received"),
+            snapshots_resumed: counter("kv_snapshots_resumed", "Streams on which an interrupted snapshot went on"),
             snapshots_installed: counter("kv_snapshots_installed", "Snapshots installed"),
             hibernations: counter("kv_hibernations", "Shards put to sleep by their leader on this node"),
             wakes: counter("kv_wakes", "Replicas woken on this node"),

@@ -17,6 +17,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::{AppendEntriesRequest, VoteRequest, VoteResponse};
 use openraft::storage::Snapshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Replica;
 use crate::failpoint;
@@ -50,6 +51,10 @@ impl Inbound for Replica {
             FrameKind::ReadIndex => async move { self.tell_index().await }.boxed(),
             FrameKind::Unspecified => async { Err("a frame of no known kind".to_owned()) }.boxed(),
         }
+    }
+
+    fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
     }
 
     fn begin_snapshot(&self, meta: SnapshotMeta) -> Result<SnapshotSink, String> {

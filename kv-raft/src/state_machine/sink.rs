@@ -1,7 +1,7 @@
 //! A snapshot on its way in: files taken chunk by chunk into a scratch folder.
 //!
-//! Invariants: a file is complete and its checksum right before the next one begins; memory holds one chunk at a time;
-//! what is not installed goes when it is dropped, its extent and its folder.
+//! Invariants: a file is complete and its checksum right before the next one begins, over however many streams it came;
+//! memory holds one chunk at a time; what is not installed goes when it is dropped, its extent and its folder.
 //!
 //! Not here: installing (snapshot); making the files (source).
 
@@ -73,7 +73,15 @@ impl SnapshotSink {
         self.extent
     }
 
-    /// Begins a file; files come in order, each complete before the next.
+    /// How far it has come: all files before the one named first, and of that one this many bytes.
+    #[must_use]
+    pub fn position(&self) -> (u32, u64) {
+        let state = self.state.lock();
+        (state.received.count(), state.open.as_ref().map_or(0, |open| open.written))
+    }
+
+    /// Begins a file; files come in order, each complete before the next. One that was begun may be announced again, as
+    /// the same, and goes on after what came of it.
     pub async fn begin_file(&mut self, file: u32, table: &str, bytes: u64, checksum: u32) -> Result<(), DataError> {
         let Some(table) = Table::of_name(table) else { return refuse(format!("there is no table {table:?}")) };
         self.run(move |state| state.begin_file(file, table, bytes, checksum)).await
@@ -113,6 +121,10 @@ impl SnapshotSink {
 
 impl State {
     fn begin_file(&mut self, file: u32, table: Table, bytes: u64, checksum: u32) -> Result<(), DataError> {
+        if let Some(open) = self.open.as_ref().filter(|_| file == self.received.count()) {
+            let same = (open.table, open.bytes, open.checksum) == (table, bytes, checksum);
+            return if same { Ok(()) } else { refuse(format!("file {file} is another one than was begun")) };
+        }
         self.end_file()?;
         if file != self.received.count() {
             return refuse(format!("file {file} came, file {} was due", self.received.count()));

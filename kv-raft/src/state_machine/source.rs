@@ -1,7 +1,7 @@
 //! A snapshot on its way out: the view as SST files for the receiver's extent, one at a time.
 //!
-//! Invariants: at most one file is on disk, of bounded length; keys lie under the receiver's extent; old versions that
-//! may not be read are left out.
+//! Invariants: at most one file is on disk, of bounded length, until the next is asked for; keys lie under the receiver's
+//! extent; old versions that may not be read are left out.
 //!
 //! Not here: sending (transport); receiving (sink).
 
@@ -72,7 +72,10 @@ pub struct SnapshotFile {
 }
 
 /// Writes a view as SST files for the receiver's extent, one at a time.
-pub struct SnapshotSource(Arc<Mutex<Cursor>>);
+pub struct SnapshotSource {
+    extent: ExtentId,
+    cursor: Arc<Mutex<Cursor>>,
+}
 
 struct Cursor {
     view: SnapshotView,
@@ -93,12 +96,19 @@ impl SnapshotSource {
         }
         let folder = Folder::create(&view.scratch, "out")?;
         let left = Table::ALL.into_iter().rev().map(|table| (table, None)).collect();
-        Ok(Self(Arc::new(Mutex::new(Cursor { view, extent, folder, made: 0, left }))))
+        let cursor = Arc::new(Mutex::new(Cursor { view, extent, folder, made: 0, left }));
+        Ok(Self { extent, cursor })
+    }
+
+    /// The extent the files' keys lie under.
+    #[must_use]
+    pub fn extent(&self) -> ExtentId {
+        self.extent
     }
 
     /// The next file; None after the last. Works on a blocking thread.
     pub async fn next_file(&mut self) -> Result<Option<SnapshotFile>, DataError> {
-        let cursor = Arc::clone(&self.0);
+        let cursor = Arc::clone(&self.cursor);
         let made = crate::blocking::spawn_blocking(move || cursor.lock().next_file()).await;
         made.unwrap_or_else(|stopped| Err(DataError::Failed(stopped.to_string())))
     }

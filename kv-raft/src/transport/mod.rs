@@ -54,7 +54,7 @@ pub use self::service::Service;
 
 use self::link::Link;
 use self::peers::Peers;
-use self::snapshot::Rate;
+use self::snapshot::Transfers;
 use crate::clock::Clock;
 use crate::metrics::RaftMetrics;
 use crate::timing::Timing;
@@ -105,7 +105,7 @@ pub(crate) struct Inner {
     metrics: Arc<RaftMetrics>,
     peers: Peers,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
-    snapshot_rate: Rate,
+    snapshots: Transfers,
     /// Whether this node's disk is nearly full, which its peers are told.
     full: AtomicBool,
     tasks: TaskTracker,
@@ -123,7 +123,7 @@ impl Transport {
         metrics: Arc<RaftMetrics>,
     ) -> Self {
         let inner = Arc::new(Inner {
-            snapshot_rate: Rate::new(config.timing.snapshot_bytes_per_second),
+            snapshots: Transfers::new(&config.timing),
             config,
             directory,
             registry,

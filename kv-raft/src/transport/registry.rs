@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::pb::raft::v1::FrameKind;
 use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
 
 use crate::state_machine::{SnapshotData, SnapshotSink};
 use crate::types::{SnapshotMeta, Vote};
@@ -32,6 +33,9 @@ pub(crate) trait Inbound: Send + Sync + 'static {
     /// An error refuses the message before Raft saw it.
     fn handle(self: Arc<Self>, from: Origin, kind: FrameKind, body: Bytes)
     -> BoxFuture<'static, Result<Bytes, String>>;
+
+    /// Cancelled once it stops: nothing is kept for it then.
+    fn stopping(&self) -> CancellationToken;
 
     /// Makes room for a snapshot. Blocking.
     fn begin_snapshot(&self, meta: SnapshotMeta) -> Result<SnapshotSink, String>;

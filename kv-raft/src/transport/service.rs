@@ -85,7 +85,7 @@ impl TransportService for Service {
         &self,
         request: Request<Streaming<SendSnapshotRequest>>,
     ) -> Result<Response<Self::SendSnapshotStream>, Status> {
-        snapshot::serve(Arc::clone(&self.inner), request.into_inner()).await.map(Response::new)
+        snapshot::serve(Arc::clone(&self.inner), request.into_inner().boxed()).await.map(Response::new)
     }
 }
 
