@@ -25,13 +25,13 @@ nemesis SEED MINUTES="1" *arguments="":
     cargo build --release --workspace --bins
     "${CARGO_TARGET_DIR:-target}/release/nemesis" storm --seed {{ SEED }} --minutes {{ MINUTES }} {{ arguments }}
 
-# A campaign of storms with fresh seeds; writes docs/proof.md. Other proofs add their runs as files beside cluster.jsonl.
-proof STORMS="10" MINUTES="2":
-    scripts/proof {{ STORMS }} {{ MINUTES }}
+# Every proof that a change has no time for, or only some parts of it; writes docs/proof.md. Its head names the parts.
+proof *parts:
+    scripts/proof {{ parts }}
 
 # Feeds random bytes to a decoder: wire, log, snapshot, cursor, config or keys; or to all of them.
-fuzz TARGET SECONDS="60":
-    scripts/fuzz {{ TARGET }} {{ SECONDS }}
+fuzz TARGET *bounds:
+    scripts/fuzz {{ TARGET }} {{ bounds }}
 
 # Puts known bugs into a copy of the code and watches a test notice each; `just mutants NAME` for one.
 mutants *names:

@@ -1,5 +1,7 @@
 //! The figures of one test that repeats itself, and the line it leaves for the page of `just proof`.
 //!
+//! Invariants: a test that ends before it says that all was well leaves its figures with a violation.
+//!
 //! Not here: where the line goes (runs), the page (report).
 
 use std::collections::BTreeMap;
@@ -26,14 +28,15 @@ pub struct Campaign {
     operations: usize,
     acknowledged: usize,
     unknown: usize,
+    is_told: bool,
 }
 
 impl Campaign {
     /// Of the kind that the page adds up by.
     #[must_use]
     pub fn new(kind: &'static str) -> Self {
-        let faults = BTreeMap::new();
-        Self { kind, began: Instant::now(), faults, operations: 0, acknowledged: 0, unknown: 0 }
+        let (began, faults) = (Instant::now(), BTreeMap::new());
+        Self { kind, began, faults, operations: 0, acknowledged: 0, unknown: 0, is_told: false }
     }
 
     /// A fault was injected.
@@ -56,16 +59,31 @@ impl Campaign {
     }
 
     /// Ends without a violation: says the figures, and leaves them where a proof wants them.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        self.tell(0)
+    }
+
+    fn tell(&mut self, violations: u64) -> Result<()> {
+        self.is_told = true;
         let run = serde_json::json!({
             "seconds": self.began.elapsed().as_secs(),
             "operations": self.operations,
             "acknowledged": self.acknowledged,
             "unknown": self.unknown,
             "faults": self.faults,
-            "violations": 0,
+            "violations": violations,
         });
         println!("{run}");
         runs::record(self.kind, run)
+    }
+}
+
+impl Drop for Campaign {
+    fn drop(&mut self) {
+        if !self.is_told
+            && let Err(error) = self.tell(1)
+        {
+            eprintln!("the figures of a test that failed are lost: {error:#}");
+        }
     }
 }

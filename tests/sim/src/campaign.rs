@@ -6,6 +6,7 @@
 //! Not here: what a seed does (run).
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +28,7 @@ const TICKS: u64 = 30_000;
 /// A seed that takes longer than this hangs.
 const SEED_WITHIN: Duration = Duration::from_secs(300);
 
-/// Names a file that takes a line for each seed of a campaign; see tests/README.md.
+/// Names a file that takes one more line for each seed of a campaign; see tests/README.md.
 const RUNS: &str = "KV_SIM_RUNS";
 
 const USAGE: &str = "\
@@ -192,7 +193,8 @@ impl Campaign {
     fn run(&self) -> Result<ExitCode> {
         let began = Instant::now();
         let total = parking_lot::Mutex::new(Total::default());
-        let runs = std::env::var_os(RUNS).map(std::fs::File::create).transpose().context("no file for the runs")?;
+        let append = |path| OpenOptions::new().create(true).append(true).open(path);
+        let runs = std::env::var_os(RUNS).map(append).transpose().context("no file for the runs")?;
         eprintln!("seeds from {}, {} simulated ms with faults each, for {:?}", self.first, self.ticks, self.budget);
         let next = AtomicU64::new(0);
         let work = || -> Result<()> {

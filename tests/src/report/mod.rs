@@ -6,9 +6,10 @@
 //! Not here: running anything.
 
 mod goals;
+mod parts;
 mod sums;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -16,13 +17,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use self::parts::Part;
 use self::sums::{Sum, Sums};
 
 /// Where the README shows the last campaign.
 const MARKS: (&str, &str) = ("<!-- proof -->\n", "<!-- /proof -->");
-
-/// Names the commit whose build ran; `scripts/proof` sets it.
-const COMMIT: &str = "KV_PROOF_COMMIT";
 
 /// Seeds shown of one kind; more are only counted.
 const SEEDS_SHOWN: usize = 40;
@@ -30,22 +29,24 @@ const SEEDS_SHOWN: usize = 40;
 /// Writes `docs/proof.md` and the block of the README, from the runs in the folder.
 pub fn write(folder: &Path, workspace: &Path) -> Result<()> {
     let sums = sums::read(folder)?;
-    ensure!(!sums.is_empty(), "no runs in {}", folder.display());
-    let at = format!("{}, commit {}, on {}", today(), commit(workspace), machine());
-    fs::write(workspace.join("docs/proof.md"), page(&sums, &at))?;
+    let parts = parts::read(folder)?;
+    ensure!(!sums.is_empty() || !parts.is_empty(), "no runs in {}", folder.display());
+    let at = format!("{}, on {}", when(&parts, workspace), machine());
+    fs::write(workspace.join("docs/proof.md"), page(&sums, &parts, &at))?;
     let readme = workspace.join("README.md");
     let text = fs::read_to_string(&readme)?;
     fs::write(readme, with_line(&text, &line(&sums, &at))?)?;
     Ok(())
 }
 
-fn page(sums: &Sums, at: &str) -> String {
+fn page(sums: &Sums, parts: &[Part], at: &str) -> String {
     let mut page = format!(
         "# The last campaign\n\nWritten by `just proof`: {at}. What each property means is in \
          [guarantees.md](guarantees.md).\n\n## Goals per commit\n\n{}\nWhat does not run on every commit runs in `just \
-         proof`.\n\n## Runs\n\n\
+         proof`.\n{}\n## Runs\n\n\
          | | runs | hours | operations judged | writes acknowledged | faults | violations |\n|---|---|---|---|---|---|---|\n",
-        goals::table(sums)
+        goals::table(sums, &parts::failed(parts)),
+        parts::table(parts)
     );
     for (kind, sum) in sums {
         let hours = sum.total("seconds") as f64 / 3600.0;
@@ -119,16 +120,21 @@ fn said(command: &mut Command) -> String {
     String::from_utf8_lossy(&output).trim().to_owned()
 }
 
-fn today() -> String {
-    said(Command::new("date").arg("+%Y-%m-%d"))
-}
-
-/// Of what ran, which need not be what is there when the page is written.
-fn commit(workspace: &Path) -> String {
-    if let Ok(built) = std::env::var(COMMIT) {
-        return built;
+/// The days and commits of what ran, which need not be those of the page.
+fn when(parts: &[Part], workspace: &Path) -> String {
+    if parts.is_empty() {
+        let mut describe = Command::new("git");
+        describe.arg("-C").arg(workspace).args(["describe", "--always", "--dirty", "--abbrev=10"]);
+        return format!("{}, commit {}", said(Command::new("date").arg("+%Y-%m-%d")), said(&mut describe));
     }
-    said(Command::new("git").arg("-C").arg(workspace).args(["describe", "--always", "--dirty", "--abbrev=10"]))
+    let days: BTreeSet<&str> = parts.iter().map(|part| part.date.as_str()).collect();
+    let commits: BTreeSet<&str> = parts.iter().map(|part| part.commit.as_str()).collect();
+    let days = match (days.first(), days.last()) {
+        (Some(first), Some(last)) if first != last => format!("{first} to {last}"),
+        _ => days.into_iter().collect(),
+    };
+    let several = if commits.len() > 1 { "s" } else { "" };
+    format!("{days}, commit{several} {}", commits.into_iter().collect::<Vec<_>>().join(" and "))
 }
 
 fn machine() -> String {
@@ -150,6 +156,17 @@ mod tests {
         }
         fs::write(folder.path().join("notes.txt"), "not a run").unwrap();
         sums::read(folder.path()).unwrap()
+    }
+
+    /// Of a campaign that told nothing of its parts.
+    fn page(sums: &Sums, at: &str) -> String {
+        super::page(sums, &[], at)
+    }
+
+    fn parts_of(lines: &[&str]) -> Vec<Part> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("some.part"), lines.join("\n")).unwrap();
+        parts::read(folder.path()).unwrap()
     }
 
     #[test]
@@ -201,6 +218,36 @@ mod tests {
         let missed = page(&sums_of(&[&storm(2000, 0), &storm(1999, 1)]), "today");
         assert!(row(&missed, "load during faults").contains("**no**"), "{missed}");
         assert!(row(&missed, "clock").contains("**no**"), "{missed}");
+    }
+
+    const CUTS: &str = r#"{"kind":"power-cut","faults":{"power of all disks":20},"acknowledged":9,"violations":0}"#;
+
+    #[test]
+    fn no_figure_reaches_a_goal_whose_part_failed() {
+        let told = |ended: &str| {
+            let part =
+                r#"{"part":"power-cut","kind":"power-cut","settings":"20 cuts","commit":"c1","date":"2026-01-02","#;
+            format!(r#"{part}"seconds":90,"ended":"{ended}"}}"#)
+        };
+        for (ended, met, how) in
+            [("passed", "yes", "passed"), ("failed", "**no**", "**failed**"), ("", "yes", "**cut short**")]
+        {
+            let page = super::page(&sums_of(&[CUTS]), &parts_of(&[&told(ended)]), "today");
+            assert!(row(&page, "nothing lost").contains(&format!("0 lost | {met} |")), "{ended}: {page}");
+            assert!(page.contains(&format!("| power-cut | 20 cuts | c1 | 2026-01-02 | 1.5 min | {how} |")), "{page}");
+            let empty = super::page(&sums_of(&[r#"{"kind":"disk"}"#]), &parts_of(&[&told(ended)]), "today");
+            let not_run = if ended == "failed" { "| failed | **no** |" } else { "| not run |  |" };
+            assert!(row(&empty, "nothing lost").contains(not_run), "{empty}");
+        }
+    }
+
+    #[test]
+    fn parts_of_several_commits_and_days_are_said_to_be_so() {
+        let part = |commit: &str, date: &str| format!(r#"{{"part":"p","commit":"{commit}","date":"{date}"}}"#);
+        let one = parts_of(&[&part("a", "2026-01-02"), &part("a", "2026-01-02")]);
+        assert_eq!(when(&one, Path::new(".")), "2026-01-02, commit a");
+        let several = parts_of(&[&part("b", "2026-01-03"), &part("a", "2026-01-02")]);
+        assert_eq!(when(&several, Path::new(".")), "2026-01-02 to 2026-01-03, commits a and b");
     }
 
     #[test]
