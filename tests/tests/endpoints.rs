@@ -68,6 +68,7 @@ async fn settled(cluster: &Cluster) -> Result<Vec<Exposition>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_time_every_stage_of_a_request() -> Result<()> {
     let cluster = Cluster::of_three().await?;
+    cluster.voters(3).await?;
     let client = cluster.client().await?;
     for n in 0..KEYS {
         client.put(format!("key{n}"), "value").await?;

@@ -124,7 +124,8 @@ async fn lose_two_and_get_one_back(mut cluster: Cluster) -> Result<()> {
 async fn a_leader_that_lost_its_majority_is_shown_without_quorum_until_it_has_one_again() -> Result<()> {
     let cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
     expect(&cluster.endpoints(), &["put", "before", "x"], 0).await?;
-    all_is_well(&cluster).await?;
+    cluster.voters(3).await?;
+    wait::until("all to be well", WITHIN, || all_is_well(&cluster)).await?;
     lose_two_and_get_one_back(cluster).await
 }
 
@@ -139,6 +140,6 @@ async fn a_sleeping_leader_that_lost_its_majority_is_shown_too() -> Result<()> {
     })
     .await?;
     // Asleep is not in doubt while the others live.
-    all_is_well(&cluster).await?;
+    wait::until("all to be well", WITHIN, || all_is_well(&cluster)).await?;
     lose_two_and_get_one_back(cluster).await
 }

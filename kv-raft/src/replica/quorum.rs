@@ -41,8 +41,10 @@ impl Replica {
         if acked.is_some_and(|acked| acked.elapsed() < patience) {
             return false;
         }
+        // In the reverse order of waking, which notes the time before it is awake.
+        let is_awake = !self.is_hibernated();
         let asking_ms = self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire));
-        let has_asked = !self.is_hibernated() && Duration::from_millis(asking_ms) >= patience;
+        let has_asked = is_awake && Duration::from_millis(asking_ms) >= patience;
         // While nobody is asked, what comes from the voters' nodes stands in for their answers.
         has_asked || !has_majority(membership, |node| self.is_heard(node, patience))
     }

@@ -119,7 +119,8 @@ async fn next_part(parts: &mut Parts) -> Result<Part, Ended> {
 }
 
 async fn respond(responses: &Responses, part: Answer) -> Result<(), Ended> {
-    let sent = responses.send(Ok(SendSnapshotResponse { part: Some(part) })).await;
+    let sent = tokio::time::timeout(STALL_MAX, responses.send(Ok(SendSnapshotResponse { part: Some(part) })));
+    let sent = sent.await.map_err(|_| Status::deadline_exceeded("the sender takes no answers"))?;
     sent.map_err(|_| Ended::Broken(Status::cancelled("the sender has gone")))
 }
 
@@ -137,8 +138,8 @@ fn failed(error: DataError) -> Ended {
 
 /// Tells the sender, unless it has gone.
 async fn tell(responses: &Responses, status: Status) -> Status {
-    let told = responses.send(Err(status.clone())).await;
-    drop(told);
+    let told = tokio::time::timeout(STALL_MAX, responses.send(Err(status.clone())));
+    drop(told.await);
     status
 }
 
@@ -168,7 +169,7 @@ async fn begin(
 ) {
     let Announced { header, vote, meta } = announced;
     let (shard, from) = (header.shard_id, header.from_node_id);
-    // Whatever is kept of another snapshot goes before room is made for this one.
+    // What is kept of another snapshot of the shard is let go of, though perhaps not before room is made for this one.
     let arrival = inner.snapshots.arriving.begin(header);
     let (beginning, its_meta) = (Arc::clone(&replica), meta.clone());
     let begun = spawn_blocking(move || beginning.begin_snapshot(its_meta)).await;

@@ -184,9 +184,8 @@ impl<'a> Outgoing<'a> {
                 if let Err(Ended::Refused(reason)) = sent {
                     return reason;
                 }
-                // A connection that was closed says why in its answers.
-                tokio::time::sleep(STALL_MAX).await;
-                "no progress for too long".to_owned()
+                // A connection that was closed says why in its answers, and one that stalls is noticed there.
+                std::future::pending().await
             };
             tokio::select! {
                 biased;
@@ -339,7 +338,7 @@ impl Answers {
     /// Takes progress as it comes, until all of a file is confirmed.
     async fn confirm(&mut self, confirmed: &mut Position, end: Position) -> Result<(), Ended> {
         while *confirmed < end {
-            match self.next().await? {
+            match tokio::time::timeout(STALL_MAX, self.next()).await.map_err(stalled)?? {
                 Answer::Progress(progress) if Position::from(progress) <= end => {
                     *confirmed = Position::from(progress).max(*confirmed);
                 }

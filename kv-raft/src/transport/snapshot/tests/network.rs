@@ -12,6 +12,8 @@ use super::*;
 const MIB: u64 = 1 << 20;
 /// More than frames, indexes, filters and the small files take; less than what coming twice would.
 const SLACK: u64 = 512 << 10;
+/// A file is made once all of the one before is confirmed, so whatever breaks here has something to save.
+const IN_SECOND_FILE: u64 = LATEST_BYTES + MIB / 2;
 const ALL: u64 = LATEST_BYTES + HISTORY_BYTES;
 
 /// Carries connections to a node, each until so many bytes of the sender have passed. After the last of them the node
@@ -120,8 +122,7 @@ fn assert_equal(from: &Node, to: &Node) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_whose_connection_breaks_again_and_again_comes_over_once() {
-    // In the first file, again in it, and in the second.
-    let (from, to, wire) = two(LONG, vec![MIB, MIB, 3 * MIB / 2, u64::MAX]).await;
+    let (from, to, wire) = two(LONG, vec![IN_SECOND_FILE, MIB / 2, MIB / 2, u64::MAX]).await;
     let sent = tokio::time::timeout(PATIENCE, from.send()).await.unwrap();
     assert_eq!(sent, Ok(vote(3)));
     assert_equal(&from, &to);
@@ -140,7 +141,7 @@ async fn a_snapshot_whose_connection_breaks_again_and_again_comes_over_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_whose_receiver_began_another_snapshot_gives_up_and_the_next_attempt_sends_all() {
-    let (from, to, wire) = two(LONG, vec![MIB]).await;
+    let (from, to, wire) = two(LONG, vec![IN_SECOND_FILE]).await;
     let another = async {
         eventually("a part came and is kept", || kept(&to) == 1).await;
         let mut another = Hand::open(&to, SHARD, 1).await.unwrap();
@@ -164,7 +165,7 @@ async fn a_sender_whose_receiver_began_another_snapshot_gives_up_and_the_next_at
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_whose_receiver_does_not_come_back_lets_go_of_its_view_and_its_place() {
     let waits = Waits { resume_within: Duration::from_millis(700), ..LONG };
-    let (from, to, wire) = two(waits, vec![MIB]).await;
+    let (from, to, wire) = two(waits, vec![IN_SECOND_FILE]).await;
     let sent = tokio::time::timeout(PATIENCE, from.send()).await.unwrap();
     println!("{}", sent.unwrap_err());
     assert_eq!(from.lying(), 0);
