@@ -2,9 +2,11 @@
 //!
 //! Not here: what each place means (docs/failpoints.md).
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "failpoints/table.rs"]
+mod table;
+
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use kv_tests::raw;
 use kv_tests::settings::Settings;
 use kv_tests::wait;
 
+use crate::table::{Provoked, table, workspace};
+
 /// The node with the failpoints.
 const VICTIM: usize = 3;
 /// A node starts, and comes to any place it comes to without being asked, within this.
@@ -32,46 +36,6 @@ const WELL_WITHIN: Duration = Duration::from_secs(60);
 const AWAY_WRITES: u64 = 100;
 const VALUE_BYTES: usize = 1 << 10;
 const WRITES_AT_ONCE: usize = 8;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Provoked {
-    Start,
-    Lead,
-    Vote,
-    Send,
-    Group,
-    Stop,
-    Truncate,
-    Bootstrap,
-    Join,
-}
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The table of docs/failpoints.md.
-fn table() -> Result<BTreeMap<String, Provoked>> {
-    let text = fs::read_to_string(workspace().join("docs/failpoints.md"))?;
-    let mut found = BTreeMap::new();
-    for row in text.lines().filter_map(|line| line.strip_prefix("| `")) {
-        let (name, rest) = row.split_once("` | ").context("a name")?;
-        let provoked = match rest.split_once(" | ").context("what provokes it")?.0 {
-            "start" => Provoked::Start,
-            "lead" => Provoked::Lead,
-            "vote" => Provoked::Vote,
-            "send" => Provoked::Send,
-            "group" => Provoked::Group,
-            "stop" => Provoked::Stop,
-            "bootstrap" => Provoked::Bootstrap,
-            "join" => Provoked::Join,
-            "truncate" => Provoked::Truncate,
-            other => anyhow::bail!("{name} is provoked by {other:?}"),
-        };
-        ensure!(found.insert(name.to_owned(), provoked).is_none(), "{name} stands there twice");
-    }
-    Ok(found)
-}
 
 #[test]
 fn every_failpoint_of_the_code_stands_in_the_table_once_and_no_other() -> Result<()> {
