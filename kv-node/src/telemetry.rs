@@ -26,12 +26,15 @@ pub enum TelemetryError {
     AlreadySet,
 }
 
-/// The consensus library warns of every message to a node that is down, per shard and heartbeat. What a person must
-/// know of it our own lines say; naming it in the filter shows it.
+/// Naming it in the filter shows all that the consensus library says.
 const CONSENSUS: &str = "openraft";
+/// It warns of every message to a node that is down, per shard and heartbeat, and its two outer parts call it an error
+/// when a replica ends while a request is on its way to it. What a person must know of either our own lines say; why a
+/// replica's core ended by itself the library says.
+const QUIET_CONSENSUS: &str = "openraft=error,openraft::raft::raft_inner=off,openraft::core::heartbeat::worker=off";
 
 fn with_quiet_consensus(filter: &str) -> String {
-    if filter.contains(CONSENSUS) { filter.to_owned() } else { format!("{filter},{CONSENSUS}=off") }
+    if filter.contains(CONSENSUS) { filter.to_owned() } else { format!("{filter},{QUIET_CONSENSUS}") }
 }
 
 /// Sends log lines to standard error from here on.

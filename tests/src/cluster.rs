@@ -22,7 +22,7 @@ use crate::image::ImageDisk;
 use crate::logs;
 use crate::network::Network;
 use crate::node::NodeProcess;
-use crate::settings::{ENDED_REPLICA, Settings};
+use crate::settings::Settings;
 use crate::wait;
 
 /// From the last start until every shard has a leader; generous, since a loaded machine of two cores runs this.
@@ -273,7 +273,7 @@ impl Cluster {
 
     /// Ends the test: looks through the logs, stops the nodes gracefully, looks again, removes everything.
     pub async fn finish(mut self) -> Result<()> {
-        self.no_surprises(&[])?;
+        self.no_surprises()?;
         let stops = self.nodes.iter_mut().filter(|node| node.is_started()).map(|node| async {
             let number = node.number();
             let status = node.stop().await?;
@@ -281,7 +281,7 @@ impl Cluster {
             Ok(())
         });
         try_join_all(stops).await?;
-        self.no_surprises(&ENDED_REPLICA)?;
+        self.no_surprises()?;
         self.images.clear();
         self.folder = None;
         Ok(())
@@ -314,12 +314,10 @@ impl Cluster {
         Ok(())
     }
 
-    fn no_surprises(&self, also_expected: &[&str]) -> Result<()> {
-        let mut expected = self.settings.expected.clone();
-        expected.extend(also_expected.iter().map(|part| (*part).to_owned()));
+    fn no_surprises(&self) -> Result<()> {
         let mut surprises = Vec::new();
         for node in &self.nodes {
-            let lines = logs::unexpected(&node.log(), &expected)?;
+            let lines = logs::unexpected(&node.log(), &self.settings.expected)?;
             surprises.extend(lines.into_iter().map(|line| format!("node {}: {line}", node.number())));
         }
         if !surprises.is_empty() {

@@ -28,12 +28,7 @@ fn is_alarming(line: &str) -> bool {
     }
     let line = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
     let field = |name| line.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
-    match field("level") {
-        "INFO" | "DEBUG" | "TRACE" => false,
-        // The library warns of every message that it could not deliver.
-        "WARN" => !field("target").starts_with("openraft::"),
-        _ => true,
-    }
+    !matches!(field("level"), "INFO" | "DEBUG" | "TRACE")
 }
 
 #[cfg(test)]
@@ -46,8 +41,6 @@ mod tests {
         assert!(is_alarming(r#"{"timestamp":"t","level":"WARN","message":"hm"}"#));
         assert!(is_alarming(r#"{"timestamp":"t","level":"ERROR","message":"no"}"#));
         assert!(is_alarming("thread 'main' panicked at src/main.rs"));
-        assert!(!is_alarming(r#"{"level":"WARN","message":"unreachable","target":"openraft::replication"}"#));
-        assert!(is_alarming(r#"{"level":"ERROR","message":"damaged","target":"openraft::replication"}"#));
         assert!(!is_alarming(""));
     }
 

@@ -65,18 +65,4 @@ impl Settings {
         self.expected.push(part.into());
         self
     }
-
-    /// For a test that takes nodes or replicas away: what is said about it.
-    #[must_use]
-    pub fn expect_lost_nodes(self) -> Self {
-        ENDED_REPLICA.iter().fold(self, |settings, part| settings.expect(*part))
-    }
 }
-
-/// What the library says when a replica ends while others still talk to it, or it to them.
-pub(crate) const ENDED_REPLICA: [&str; 4] = [
-    "recv_msg: error: raft stopped*openraft::raft::raft_inner",
-    "failed to receive from RaftCore: None*openraft::raft::raft_inner",
-    "failed to send RaftMsg to RaftCore*openraft::raft::raft_inner",
-    "to RaftCore; when:(send HeartbeatProgress)*openraft::core::heartbeat::worker",
-];

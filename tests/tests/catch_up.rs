@@ -13,8 +13,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_away_for_longer_than_the_log_is_kept_catches_up_by_snapshot() -> Result<()> {
-    let settings =
-        Settings::default().expect_lost_nodes().line("flush_interval = \"200ms\"").line("log_entries_kept = 100");
+    let settings = Settings::default().line("flush_interval = \"200ms\"").line("log_entries_kept = 100");
     let mut cluster = Cluster::start(settings).await?;
     let load = Load { value_bytes: 512, ..Load::default() }.start(&cluster.client().await?);
     load.progress(200).await?;
@@ -65,7 +64,7 @@ async fn a_follower_away_for_longer_than_the_log_is_kept_catches_up_by_snapshot(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_node_comes_back_as_a_new_one_and_replaces_what_it_lost() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
     cluster.node_mut(3).kill().await?;
@@ -104,11 +103,7 @@ async fn a_wiped_node_comes_back_as_a_new_one_and_replaces_what_it_lost() -> Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_is_purged_by_its_bytes_long_before_its_entries_and_a_follower_catches_up_by_snapshot() -> Result<()> {
-    let settings = Settings::default()
-        .shards(1)
-        .expect_lost_nodes()
-        .line("flush_interval = \"200ms\"")
-        .line("log_bytes_kept = \"256KiB\"");
+    let settings = Settings::default().shards(1).line("flush_interval = \"200ms\"").line("log_bytes_kept = \"256KiB\"");
     let mut cluster = Cluster::start(settings).await?;
     let shards = cluster.admin().await?.shards("default").await?;
     let shard = shards.first().and_then(|listing| listing.shard.as_ref()).context("it has one shard")?.shard_id;

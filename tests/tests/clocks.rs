@@ -31,7 +31,7 @@ async fn node_3_may_lead(cluster: &Cluster, may: bool) -> Result<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_clock_is_far_off_refuses_to_lead_and_says_so() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let settings = Settings::default().expect_lost_nodes().expect("clock");
+    let settings = Settings::default().expect("clock");
     let mut cluster = Cluster::start(settings).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(100).await?;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
 use kv_tests::kvctl::expect;
-use kv_tests::settings::Settings;
 use kv_tests::wait;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -60,7 +59,7 @@ async fn members_and_shards_are_listed_for_people_and_for_programs() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_a_dead_node_and_the_command_that_helps() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let endpoints = cluster.endpoints();
     cluster.node_mut(3).kill().await?;
     let found = expect(&endpoints, &["doctor"], 5).await?.stdout;

@@ -108,7 +108,6 @@ async fn fill_disk(cluster: &mut Cluster) -> Result<Option<SmallDisk>> {
 fn settings() -> Settings {
     Settings::default()
         .nodes(5)
-        .expect_lost_nodes()
         .expect("the disk is nearly full")
         .expect("the disk is full")
         .expect("this node refuses to lead")

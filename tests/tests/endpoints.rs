@@ -99,7 +99,7 @@ async fn metrics_time_every_stage_of_a_request() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_tell_of_each_shard_its_role_term_indexes_and_lag() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     cluster.voters(3).await?;
     let client = cluster.client().await?;
     for n in 0..KEYS {
@@ -227,7 +227,7 @@ async fn health_is_served_as_a_whole_and_by_service() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_node_says_to_those_still_connected_that_it_serves_no_more() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let channel = raw::channel(&cluster.node(3).address()).await?;
     let mut watches = Vec::new();
     for service in HEALTH_OF {

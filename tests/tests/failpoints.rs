@@ -77,7 +77,6 @@ impl Storm {
             .line("check_interval = \"500ms\"")
             // A check that takes longer than that is overtaken by the next.
             .line("check_bytes_per_second = 0")
-            .expect_lost_nodes()
             // What a crash leaves in the log of the node that crashes, and what others say of it.
             .expect("failpoint")
             .expect("panic")
@@ -410,7 +409,7 @@ async fn a_node_that_is_slow_everywhere_delays_but_breaks_nothing() -> Result<()
         storm.well().await?;
     }
     for number in [1, 2] {
-        let settings = Settings::default().nodes(1).shards(1).expect_lost_nodes();
+        let settings = Settings::default().nodes(1).shards(1);
         let (cluster, _) = Cluster::start_with_failpoints(settings, number, &slow_everywhere()?).await?;
         cluster.client().await?.keyspace("default").put("a", "1").await?;
         seen.append(&mut cluster.node(number).failpoints_seen()?);

@@ -6,13 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
 use kv_tests::load::Load;
-use kv_tests::settings::Settings;
 
 /// What a client may notice of a leader's death: detection, election, its own retries.
 const NOTICED_MAX: Duration = Duration::from_secs(2);
 
 async fn cluster_that_loses_nodes() -> Result<Cluster> {
-    Cluster::start(Settings::default().expect_lost_nodes()).await
+    Cluster::of_three().await
 }
 
 /// The node that leads most shards of the default keyspace.

@@ -122,7 +122,7 @@ async fn lose_two_and_get_one_back(mut cluster: Cluster) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_lost_its_majority_is_shown_without_quorum_until_it_has_one_again() -> Result<()> {
-    let cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let cluster = Cluster::of_three().await?;
     expect(&cluster.endpoints(), &["put", "before", "x"], 0).await?;
     cluster.voters(3).await?;
     wait::until("all to be well", WITHIN, || all_is_well(&cluster)).await?;
@@ -131,7 +131,7 @@ async fn a_leader_that_lost_its_majority_is_shown_without_quorum_until_it_has_on
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sleeping_leader_that_lost_its_majority_is_shown_too() -> Result<()> {
-    let settings = Settings::default().expect_lost_nodes().line("hibernate_after = \"1s\"");
+    let settings = Settings::default().line("hibernate_after = \"1s\"");
     let cluster = Cluster::start(settings).await?;
     wait::until("the shards of data to sleep", WITHIN, || async {
         let shards = cluster.admin().await?.shards("default").await?;

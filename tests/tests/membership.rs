@@ -31,7 +31,7 @@ async fn first_shard(admin: &mut Admin) -> Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fourth_node_takes_over_from_the_first_which_is_drained_and_removed() -> Result<()> {
-    let settings = Settings::default().expect_lost_nodes().expect("this node is no longer a member");
+    let settings = Settings::default().expect("this node is no longer a member");
     let mut cluster = Cluster::start(settings).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
@@ -69,7 +69,7 @@ async fn a_fourth_node_takes_over_from_the_first_which_is_drained_and_removed() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_and_leaders_move_under_load() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     cluster.join_node().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(200).await?;
@@ -141,7 +141,7 @@ async fn what_would_lose_quorum_is_refused_with_the_reason_and_the_name_that_for
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_planned_from_an_old_epoch_is_refused() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     cluster.join_node().await?;
     let mut admin = cluster.admin().await?;
     let shard = first_shard(&mut admin).await?;
@@ -158,7 +158,7 @@ async fn a_change_planned_from_an_old_epoch_is_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_goes_on_after_the_leader_of_the_catalog_dies() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     cluster.join_node().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(200).await?;

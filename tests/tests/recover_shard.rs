@@ -22,7 +22,7 @@ const KEYS: usize = 200;
 const LEFT: usize = 3;
 
 fn settings() -> Settings {
-    Settings::default().expect_lost_nodes()
+    Settings::default()
 }
 
 /// The command, as doctor names it but for the shard, on the data folder of a node.

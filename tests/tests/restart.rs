@@ -10,7 +10,7 @@ use kv_tests::{http, wait};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_cluster_starts_again_from_disk_with_everything() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(1_000).await?;
     let load = load.stop().await?;
@@ -28,7 +28,7 @@ async fn a_stopping_node_hands_its_leadership_over_first() -> Result<()> {
     // An election would take at least this long: a shorter wait proves that there was none.
     let without_election = Duration::from_secs(5);
     let settings = ["heartbeat_interval = \"200ms\"", "election_timeout_min = \"6s\"", "election_timeout_max = \"7s\""];
-    let settings = settings.into_iter().fold(Settings::default().expect_lost_nodes(), Settings::line);
+    let settings = settings.into_iter().fold(Settings::default(), Settings::line);
     let mut cluster = Cluster::start(settings).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
@@ -47,7 +47,7 @@ async fn a_stopping_node_hands_its_leadership_over_first() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_node_takes_no_connection_while_it_still_looks_for_heirs() -> Result<()> {
-    let mut cluster = Cluster::start(Settings::default().expect_lost_nodes()).await?;
+    let mut cluster = Cluster::of_three().await?;
     // Its heirs answer nothing, so that handing over takes as long as it may.
     cluster.node(2).pause()?;
     cluster.node(3).pause()?;

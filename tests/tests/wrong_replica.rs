@@ -52,7 +52,7 @@ fn replica_on(listing: &ShardListing, node: u64) -> Option<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_is_found_and_the_replica_is_replaced_by_one_that_is_right() -> Result<()> {
     // Only on demand here, so that the test sees each step.
-    let settings = Settings::default().line("check_interval = \"0s\"").expect_lost_nodes().expect("quarantined");
+    let settings = Settings::default().line("check_interval = \"0s\"").expect("quarantined");
     let mut cluster = Cluster::start(settings).await?;
     let client = cluster.client().await?;
     let users = client.keyspace("default");

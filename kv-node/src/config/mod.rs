@@ -132,7 +132,7 @@ impl Default for Config {
             bootstrap_nodes: 0,
             default_shards: 0,
             join: Vec::new(),
-            log: "info,openraft=error".to_owned(),
+            log: "info".to_owned(),
             log_format: LogFormat::Text,
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(350),
