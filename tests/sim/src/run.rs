@@ -43,7 +43,9 @@ pub(crate) fn run(seed: u64, ticks: u64) -> Result<Value> {
     let plan = Plan::draw(seed, ticks);
     tracing::info!(?plan, "begins");
     let base = if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
-    let folder = tempfile::Builder::new().prefix("kv-sim-").tempdir_in(base).context("no folder for the disks")?;
+    // Without the process's id all runs would draw the same name, and one that finds it taken draws more of its seed.
+    let prefix = format!("kv-sim-{}-", std::process::id());
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(base).context("no folder for the disks")?;
     let world = World::new(plan);
     kv_raft::simulated::begin(Box::new(world.clone()));
     let mut run = Run { sim: network(&world.plan), world, now: 0 };
