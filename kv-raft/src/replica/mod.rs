@@ -5,6 +5,8 @@
 //!
 //! Not here: which replicas a node holds and when they change (kv-node, host and controller).
 
+mod company;
+
 mod context;
 
 mod keeper;

@@ -1,7 +1,7 @@
 //! Commands on their way into the log: those that wait together become one entry.
 //!
-//! Invariants: whatever waits when an entry is done goes into the next; nothing lingers. A second entry is proposed
-//! beside one in flight only if that one is large. Every command taken from the queue is answered exactly once; one whose caller
+//! Invariants: whatever waits when an entry is done goes into the next, which lingers only for the company of those just
+//! answered. A second entry is proposed beside one in flight only if that one is large. Every command taken from the queue is answered exactly once; one whose caller
 //! has gone before it was taken is never proposed, so a caller whose time runs out knows whether it may still apply.
 //! While entries get no answer from a majority, what waits behind them is refused, not held.
 //!
@@ -25,6 +25,7 @@ use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::company::Company;
 use super::{ProposeError, ReadError, Replica};
 use crate::command::{CommandBatch, EncodedCommand, Reply};
 use crate::failpoint;
@@ -82,6 +83,7 @@ struct Queue {
 #[derive(Default)]
 pub(super) struct Proposals {
     queue: Mutex<Queue>,
+    company: Company,
 }
 
 impl Queue {
@@ -168,6 +170,17 @@ impl Proposals {
         refuse(waiting, error);
     }
 
+    /// Before the next entry: so many callers got their answers.
+    async fn gather(&self, answered: usize) {
+        let (waiting, alone) = {
+            let queue = self.queue.lock();
+            (queue.waiting.len(), queue.in_flight == 1)
+        };
+        if alone {
+            self.company.gather(waiting, answered).await;
+        }
+    }
+
     /// Whether a majority answers the entries in flight; if not, what waits behind them is refused.
     fn set_silent(&self, silent: bool) {
         let waiting = {
@@ -216,7 +229,7 @@ impl Replica {
         self.check_leads().map_err(|error| self.count_overload(error))?;
         self.used();
         let (answer, answered) = oneshot::channel();
-        let (number, start) = {
+        let (number, start, waiting) = {
             let mut queue = self.proposals.queue.lock();
             if queue.silent {
                 return Err(ProposeError::NoQuorum);
@@ -224,8 +237,9 @@ impl Replica {
             let Some(number) = queue.push(Waiting { command, answer, since: Instant::now() }) else {
                 return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
             };
-            (number, queue.begin_another())
+            (number, queue.begin_another(), queue.waiting.len())
         };
+        self.proposals.company.came(waiting);
         if start && let Some(replica) = self.arc() {
             self.tasks.spawn(replica.proposer());
         }
@@ -269,8 +283,9 @@ impl Replica {
                 self.tasks.spawn(Arc::clone(&self).proposer());
             }
             let Some((taken, bytes)) = next else { return };
-            let mut commands = Vec::with_capacity(taken.len());
-            let mut answers = Vec::with_capacity(taken.len());
+            let callers = taken.len();
+            let mut commands = Vec::with_capacity(callers);
+            let mut answers = Vec::with_capacity(callers);
             for waiting in taken {
                 self.context.metrics.observe(Stage::Queue, waiting.since);
                 commands.push(waiting.command);
@@ -283,6 +298,7 @@ impl Replica {
                     for (answer, reply) in answers.into_iter().zip(replies) {
                         let _ = answer.send(Ok(reply));
                     }
+                    self.proposals.gather(callers).await;
                 }
                 Err(error) => {
                     for answer in answers {
