@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::error::{LogError, OpenError};
 use super::metrics::LogMetrics;
 use super::options::Budget;
-use super::queue::{Action, Change, Done, Queue, Space};
+use super::queue::{Action, Change, Done, Due, Queue, Space};
 use super::shard::{ShardLog, State};
 use super::store::LogStore;
 use super::verify;
@@ -115,15 +115,15 @@ impl Shared {
     }
 
     /// Queues a change that has an answer and waits for it.
-    pub(super) async fn answered(
-        &self,
+    pub(super) async fn answered<'q>(
+        &'q self,
         shard: &Arc<ShardLog>,
-        queue: impl FnOnce(Done, Space<'_>) -> Result<(), LogError>,
+        queue: impl FnOnce(Done, Space<'_>) -> Result<Due<'q>, LogError>,
     ) -> Result<(), LogError> {
         self.check()?;
         let space = self.queue.reserve(0).await?;
         let (done, answer) = oneshot::channel();
-        queue(done, space)?;
+        drop(queue(done, space)?);
         let answer = answer.await;
         answer.unwrap_or_else(|_| self.check().and(Err(LogError::NoLog(shard.shard))))
     }
@@ -185,15 +185,16 @@ impl LogEngine {
         let log = Arc::clone(log);
         drop(shards);
         let mut state = log.lock_live()?;
-        match state.owner {
+        let _due = match state.owner {
             Some(held) if held != replica => return Err(LogError::OtherReplica { shard, held, asked: replica }),
-            Some(_) => {}
+            Some(_) => None,
             None => {
                 // Nobody waits for it: it is durable with the first vote or entry, before which there is nothing to own.
-                shared.queue.push(Change::unhurried(&log, Action::SaveOwner(replica)))?;
+                let due = shared.queue.push(Change::unhurried(&log, Action::SaveOwner(replica)))?;
                 state.owner = Some(replica);
+                Some(due)
             }
-        }
+        };
         drop(state);
         Ok(LogStore::new(self.clone(), log))
     }

@@ -145,6 +145,19 @@ impl Drop for Space<'_> {
     }
 }
 
+/// Wakes the writer when it is dropped, if it sleeps and is wanted. To be dropped after the locks under which the change
+/// was made: the writer would run into them at once, on a machine with few cores in the place of who holds them.
+#[must_use = "dropped at once it may wake the writer while locks are held"]
+pub(super) struct Due<'a>(Option<&'a Queue>);
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        if let Some(queue) = self.0 {
+            queue.wake.notify_one();
+        }
+    }
+}
+
 /// What the writer gets.
 pub(super) enum Gathered {
     /// Write these.
@@ -169,17 +182,15 @@ impl Queue {
     }
 
     /// Adds a change whose space was reserved. Refused (and dropped) once closed.
-    pub(super) fn push(&self, change: Change) -> Result<(), LogError> {
+    pub(super) fn push(&self, change: Change) -> Result<Due<'_>, LogError> {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             return Err(LogError::Closed);
         }
         waiting.urgent += usize::from(change.action.is_urgent());
         waiting.changes.push_back(change);
-        if waiting.urgent == 1 || waiting.changes.len() == UNHURRIED_MAX {
-            self.wake.notify_one();
-        }
-        Ok(())
+        let due = waiting.urgent == 1 || waiting.changes.len() == UNHURRIED_MAX;
+        Ok(Due(due.then_some(self)))
     }
 
     /// Waits for changes and takes them, in order, up to the bound of a batch.

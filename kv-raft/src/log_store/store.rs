@@ -77,37 +77,50 @@ impl LogStore {
         shared.fault.before_append();
         shared.check()?;
         let space = shared.queue.reserve(entries.iter().map(codec::entry_bytes).sum()).await?;
-        let mut state = self.log.lock_live()?;
-        shared.cached.add(state.append(self.log.shard, &entries)?);
-        let generation = state.generation();
-        shared.queue.push(Change::new(&self.log, Action::Append { entries, generation, callback }, space.take()))
+        let _due = {
+            let mut state = self.log.lock_live()?;
+            shared.cached.add(state.append(self.log.shard, &entries)?);
+            let generation = state.generation();
+            shared.queue.push(Change::new(&self.log, Action::Append { entries, generation, callback }, space.take()))?
+        };
+        Ok(())
     }
 
     async fn truncate(&self, after: Option<LogId>) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
         let space = shared.queue.reserve(0).await?;
-        let mut state = self.log.lock_live()?;
-        let Some((start, end, freed)) = state.truncate_after(after) else {
-            return Ok(());
+        let _due = {
+            let mut state = self.log.lock_live()?;
+            let Some((start, end, freed)) = state.truncate_after(after) else {
+                return Ok(());
+            };
+            shared.cached.remove(freed);
+            self.log.lower_durable_end(start);
+            let (tail, generation) = (state.last, state.generation());
+            shared.queue.push(Change::new(
+                &self.log,
+                Action::Truncate { start, end, tail, generation },
+                space.take(),
+            ))?
         };
-        shared.cached.remove(freed);
-        self.log.lower_durable_end(start);
-        let (tail, generation) = (state.last, state.generation());
-        shared.queue.push(Change::new(&self.log, Action::Truncate { start, end, tail, generation }, space.take()))
+        Ok(())
     }
 
     async fn purge_upto(&self, upto: LogId) -> Result<(), LogError> {
         let shared = self.shared();
         shared.check()?;
         let space = shared.queue.reserve(0).await?;
-        let mut state = self.log.lock_live()?;
-        let Some(freed) = state.purge(upto) else {
-            return Ok(());
+        let _due = {
+            let mut state = self.log.lock_live()?;
+            let Some(freed) = state.purge(upto) else {
+                return Ok(());
+            };
+            shared.cached.remove(freed);
+            let (tail, generation) = (state.last, state.generation());
+            shared.queue.push(Change::new(&self.log, Action::Purge { upto, tail, generation }, space.take()))?
         };
-        shared.cached.remove(freed);
-        let (tail, generation) = (state.last, state.generation());
-        shared.queue.push(Change::new(&self.log, Action::Purge { upto, tail, generation }, space.take()))
+        Ok(())
     }
 
     async fn persist_vote(&self, vote: Vote) -> Result<(), LogError> {
@@ -131,9 +144,12 @@ impl LogStore {
         committed
             .into_iter()
             .for_each(|id| crate::simulated::saw(self.log.shard, crate::simulated::Event::Committed(id)));
-        let mut state = self.log.lock_live()?;
-        state.committed = committed;
-        shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), space.take()))
+        let _due = {
+            let mut state = self.log.lock_live()?;
+            state.committed = committed;
+            shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), space.take()))?
+        };
+        Ok(())
     }
 
     /// Entries of a half-open range: those the log holds, at most `bytes` of them but at least one.
