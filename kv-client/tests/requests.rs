@@ -2,10 +2,14 @@
 
 mod fake;
 
-use fake::Fake;
+use std::time::Duration;
+
+use fake::{Act, Fake};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kv_client::{BatchResult, Bytes, CasResult, Client, Cursor, Entry, Error, Outcome, ServiceError};
+use kv_proto::ids::ShardId;
 use kv_proto::keys::{self, Layout};
+use kv_proto::limits::BATCH_OPERATIONS_MAX;
 
 fn name(number: usize) -> String {
     format!("key:{number:04}")
@@ -100,6 +104,38 @@ async fn a_batch_get_answers_in_the_order_asked_also_for_absent_and_repeated_key
 }
 
 #[tokio::test]
+async fn a_batch_get_whose_values_are_too_much_for_one_answer_is_asked_for_in_halves() {
+    let cluster = Fake::hashed(1, 1);
+    let client = cluster.client().await;
+    fill(&client, 8).await;
+    cluster.with(|inner| inner.sent.clear());
+    let too_much = || Act::Fail(ServiceError::invalid("keys", "hold more than one answer"));
+    cluster.script(1, [too_much(), too_much()]);
+    let found = client.batch_get((0..8).map(name)).await.unwrap();
+    assert!(found.iter().all(Option::is_some), "{found:?}");
+    assert_eq!(cluster.sent().len(), 1 + 2 + 2, "all, two halves, and two quarters in the place of one half");
+    cluster.script(1, [too_much()]);
+    assert!(client.batch_get(["key:0001"]).await.is_err(), "a key alone has no halves");
+}
+
+#[tokio::test]
+async fn a_spread_batch_writes_a_key_in_its_order_also_when_a_part_is_sent_again() {
+    let cluster = Fake::hashed(1, 1);
+    let client = cluster.client().await;
+    let mut batch = client.batch().put("twice", "old");
+    for number in 0..BATCH_OPERATIONS_MAX {
+        batch = batch.put(name(number), "");
+    }
+    batch = batch.put("twice", "new");
+    let retry_after = Duration::from_millis(50);
+    cluster.script(1, [Act::Fail(ServiceError::NoLeader { shard: ShardId(0), retry_after })]);
+    let parts = batch.spread().await.unwrap();
+    assert_eq!(parts.iter().map(|part| part.operations.len()).collect::<Vec<_>>(), [BATCH_OPERATIONS_MAX, 2]);
+    assert!(parts.iter().all(|part| part.result.as_ref().is_ok_and(BatchResult::applied)), "{parts:?}");
+    assert_eq!(client.get("twice").await.unwrap().unwrap().value, "new");
+}
+
+#[tokio::test]
 async fn a_scan_of_a_hash_keyspace_gives_every_key_in_slot_order() {
     let cluster = Fake::hashed(3, 6);
     let client = cluster.client().await;
@@ -133,6 +169,7 @@ async fn a_limited_scan_reads_no_shard_it_does_not_need() {
     assert_eq!(entries.len(), 5);
     assert_eq!(cluster.sent().len(), 1);
     assert!(client.scan().limit(0).stream().next().await.is_none());
+    assert_eq!(client.scan().limit(0).page(None).await.unwrap().entries, []);
 }
 
 #[tokio::test]

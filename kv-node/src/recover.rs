@@ -33,7 +33,19 @@ pub enum RecoverError {
     Engines(#[from] StartError),
     /// The shard cannot be recovered from here.
     #[error("{0}; nothing was changed")]
-    Recovery(#[from] RecoveryError),
+    Refused(RecoveryError),
+    /// Its log failed, before or after the first change.
+    #[error("the recovery is not finished: mend the cause and run it again, which does anew whatever this run began")]
+    Unfinished(#[source] RecoveryError),
+}
+
+impl From<RecoveryError> for RecoverError {
+    fn from(error: RecoveryError) -> Self {
+        match error {
+            RecoveryError::Log(_) | RecoveryError::Io(_) => Self::Unfinished(error),
+            error => Self::Refused(error),
+        }
+    }
 }
 
 impl From<IdentityError> for RecoverError {

@@ -21,6 +21,9 @@ use crate::caller::Caller;
 use crate::recorder::Recorder;
 use crate::wait;
 
+/// What a client may notice of a leader's death: detection, election, its own retries.
+const NOTICED_MAX: Duration = Duration::from_secs(2);
+
 /// How long the load may need for the progress a test waits for.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 /// Reads at once when all is compared.
@@ -109,6 +112,14 @@ impl Running {
     pub async fn verify(self) -> Result<Figures> {
         let client = self.client.clone();
         self.stop().await?.verify(&client).await
+    }
+
+    /// The same, and no request failed or took longer than [`NOTICED_MAX`].
+    pub async fn verify_unnoticed(self) -> Result<()> {
+        let figures = self.verify().await?;
+        ensure!(figures.not_applied + figures.unknown == 0, "requests failed: {figures}");
+        ensure!(figures.slowest <= NOTICED_MAX, "a request took {:?}", figures.slowest);
+        Ok(())
     }
 }
 

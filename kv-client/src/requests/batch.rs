@@ -196,7 +196,8 @@ async fn write(
     })
 }
 
-/// A batch over many shards, atomic only within each part; awaiting it gives what became of each part.
+/// A batch over many shards, atomic only within each part; the parts of one shard are written in the order of the batch,
+/// though one of unknown outcome may still be applied after those behind it. Awaiting it gives what became of each part.
 #[derive(Clone, Debug)]
 #[must_use = "a request does nothing before it is awaited"]
 pub struct SpreadBatch {
@@ -232,25 +233,12 @@ impl SpreadBatch {
         let mut done = vec![];
         while !waiting.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let parts = parts(&routes, std::mem::take(&mut waiting));
-            let writes = parts.into_iter().map(|part| async move {
-                let operations: Vec<_> = part.iter().map(|(_, operation)| operation.clone()).collect();
-                (write(scope, &[], &operations, deadline).await, part)
-            });
+            let shards = parts(&routes, std::mem::take(&mut waiting));
+            let writes = shards.into_iter().map(|parts| write_in_order(scope, parts, deadline));
             let mut writes = stream::iter(writes).buffer_unordered(FAN_OUT_MAX);
-            while let Some((result, part)) = writes.next().await {
-                match result {
-                    // The shard was split before the part was applied: split it as well.
-                    Err(Error::Service {
-                        error: ServiceError::CrossShard { .. },
-                        outcome: Outcome::NotApplied,
-                        ..
-                    }) => waiting.extend(part),
-                    result => {
-                        let operations = part.into_iter().map(|(position, _)| position).collect();
-                        done.push(SpreadPart { operations, result });
-                    }
-                }
+            while let Some((written, left)) = writes.next().await {
+                done.extend(written);
+                waiting.extend(left);
             }
         }
         done.sort_by(|left, right| left.operations.cmp(&right.operations));
@@ -269,8 +257,28 @@ impl std::future::IntoFuture for SpreadBatch {
 
 type Part = Vec<(usize, pb::WriteOperation)>;
 
+/// The parts of one shard, one after the other: a later one may write a key again. Leaves over what is to be split anew.
+async fn write_in_order(scope: &Scope, parts: Vec<Part>, deadline: Deadline) -> (Vec<SpreadPart>, Part) {
+    let mut done = vec![];
+    let mut parts = parts.into_iter();
+    while let Some(part) = parts.next() {
+        let operations: Vec<_> = part.iter().map(|(_, operation)| operation.clone()).collect();
+        match write(scope, &[], &operations, deadline).await {
+            // The shard was split before the part was applied: split it as well, and what comes after it.
+            Err(Error::Service { error: ServiceError::CrossShard { .. }, outcome: Outcome::NotApplied, .. }) => {
+                return (done, part.into_iter().chain(parts.flatten()).collect());
+            }
+            result => {
+                let operations = part.into_iter().map(|(position, _)| position).collect();
+                done.push(SpreadPart { operations, result });
+            }
+        }
+    }
+    (done, vec![])
+}
+
 /// Operations by shard, in their order, cut at the limits of one request.
-fn parts(routes: &Routes, operations: Part) -> Vec<Part> {
+fn parts(routes: &Routes, operations: Part) -> Vec<Vec<Part>> {
     let mut shards: BTreeMap<ShardId, Vec<(Part, usize)>> = BTreeMap::new();
     for (position, operation) in operations {
         let shard = routes.shard_of(&key_of(&operation)).map(|route| route.shard()).unwrap_or_default();
@@ -284,5 +292,5 @@ fn parts(routes: &Routes, operations: Part) -> Vec<Part> {
             Some(_) | None => parts.push((vec![(position, operation)], bytes)),
         }
     }
-    shards.into_values().flatten().map(|(part, _)| part).collect()
+    shards.into_values().map(|parts| parts.into_iter().map(|(part, _)| part).collect()).collect()
 }

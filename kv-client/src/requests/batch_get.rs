@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::ShardId;
-use kv_proto::limits::BATCH_OPERATIONS_MAX;
+use kv_proto::limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX};
 use kv_proto::pb::v1 as pb;
 
 use super::FAN_OUT_MAX;
@@ -20,7 +20,8 @@ use crate::routes::Routes;
 use crate::scope::Scope;
 
 /// Reads many keys; awaiting it gives an `Option<Entry>` for each, in the order asked. Keys of one shard are read at one
-/// point of its history; keys of different shards at different ones, unless the read is a snapshot.
+/// point of its history, as far as one answer holds them (4,096 keys, 4 MiB of keys, 5 MiB of values); other keys at
+/// different ones, unless the read is a snapshot.
 ///
 /// ```no_run
 /// # async fn run(client: kv_client::Client) -> Result<(), kv_client::Error> {
@@ -55,15 +56,21 @@ impl BatchGet {
         missing.sort();
         missing.dedup();
         let mut found: BTreeMap<Bytes, Entry> = BTreeMap::new();
-        while !missing.is_empty() {
+        let mut halves = Vec::new();
+        while !missing.is_empty() || !halves.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let groups = group(&routes, std::mem::take(&mut missing));
+            let mut groups = group(&routes, std::mem::take(&mut missing));
+            groups.append(&mut halves);
             let reads = groups.into_iter().map(|keys| read(scope, keys, self.consistency, deadline));
             let reads: Vec<Read> = stream::iter(reads).buffer_unordered(FAN_OUT_MAX).try_collect().await?;
             for read in reads {
                 match read {
                     Read::Done(entries) => found.extend(entries.into_iter().map(|entry| (entry.key.clone(), entry))),
                     Read::Regroup(keys) => missing.extend(keys),
+                    Read::Halve(mut keys) => {
+                        halves.push(keys.split_off(keys.len() / 2));
+                        halves.push(keys);
+                    }
                 }
             }
         }
@@ -73,23 +80,34 @@ impl BatchGet {
 
 super::request!(BatchGet -> Vec<Option<Entry>>);
 
-/// Keys by shard, cut at the limit of one request. Keys in no known shard form a group, whose request finds out more.
+/// Keys by shard, cut at the limits of one request. Keys in no known shard form a group, whose request finds out more.
 pub(super) fn group(routes: &Routes, keys: Vec<Bytes>) -> Vec<Vec<Bytes>> {
-    let mut groups: BTreeMap<ShardId, Vec<Bytes>> = BTreeMap::new();
+    let mut shards: BTreeMap<ShardId, Vec<(Vec<Bytes>, usize)>> = BTreeMap::new();
     for key in keys {
         let shard = routes.shard_of(&key).map(|route| route.shard()).unwrap_or_default();
-        groups.entry(shard).or_default().push(key);
+        let (groups, bytes) = (shards.entry(shard).or_default(), key.len());
+        match groups.last_mut() {
+            Some((group, held)) if group.len() < BATCH_OPERATIONS_MAX && *held + bytes <= BATCH_BYTES_MAX => {
+                group.push(key);
+                *held += bytes;
+            }
+            Some(_) | None => groups.push((vec![key], bytes)),
+        }
     }
-    groups
-        .into_values()
-        .flat_map(|keys| keys.chunks(BATCH_OPERATIONS_MAX).map(<[Bytes]>::to_vec).collect::<Vec<_>>())
-        .collect()
+    shards.into_values().flatten().map(|(group, _)| group).collect()
 }
 
 enum Read {
     Done(Vec<Entry>),
     /// The shard was split meanwhile.
     Regroup(Vec<Bytes>),
+    /// One answer does not hold their values.
+    Halve(Vec<Bytes>),
+}
+
+/// What the node says of the keys together, not of one of them.
+fn is_too_much(error: &ServiceError) -> bool {
+    matches!(error, ServiceError::Invalid { violations } if violations.iter().all(|found| found.field == "keys"))
 }
 
 async fn read(scope: &Scope, keys: Vec<Bytes>, consistency: Consistency, deadline: Deadline) -> Result<Read> {
@@ -104,6 +122,7 @@ async fn read(scope: &Scope, keys: Vec<Bytes>, consistency: Consistency, deadlin
             Ok(Read::Done(response.entries.into_iter().map(Entry::from).collect()))
         }
         Err(Error::Service { error: ServiceError::CrossShard { .. }, .. }) => Ok(Read::Regroup(keys)),
+        Err(Error::Service { error, .. }) if keys.len() > 1 && is_too_much(&error) => Ok(Read::Halve(keys)),
         Err(error) => Err(error),
     }
 }

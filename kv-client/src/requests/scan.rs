@@ -308,6 +308,9 @@ impl ScanPageRequest {
         let scope = &scan.scope;
         let routes = scope.known_routes(scope.deadline(scan.timeout)).await?;
         let end = Page { entries: vec![], next: None };
+        if scan.limit == Some(0) {
+            return Ok(end);
+        }
         let Some(range) = encoded_range(&routes, &scan.bounds) else { return Ok(end) };
         let place = match &self.cursor {
             None => Place { position: range.start().clone(), resume: Bytes::new() },

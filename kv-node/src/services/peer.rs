@@ -260,7 +260,7 @@ impl PeerService for PeerApi {
         &self,
         request: Request<ReplicaStepRequest>,
     ) -> Result<Response<ReplicaStepResponse>, Status> {
-        // Once begun a step is finished, even if the caller has gone: half of one helps nobody.
+        // Dropped with a caller that has gone; the driver of the action asks for the step again.
         Ok(Response::new(self.step(request.into_inner()).await?))
     }
 }

@@ -68,7 +68,7 @@ pub(super) async fn shards(
     Ok(wanted.into_iter().map(listing).collect())
 }
 
-/// The node that leads a shard and its account, waiting a little for an election.
+/// The node that leads a shard and its account; none during an election.
 pub(super) async fn leader(shared: &Arc<NodeShared>, shard: ShardId) -> Result<(u64, ReplicaStatus), ServiceError> {
     let view = shared.view.load_full();
     let answers = ask(shared, &view).await;
