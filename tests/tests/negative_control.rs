@@ -18,6 +18,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// One of so many chances.
 const EVERY: usize = 1000;
 
+/// Some lies change nothing that anybody could see: a key deleted again, a lost write of what is overwritten at once.
+const LIES: usize = 4;
+
 /// The properties that are found broken.
 async fn found(lie: Lie) -> Result<Vec<&'static str>> {
     let cluster = Cluster::of_three().await?;
@@ -28,8 +31,8 @@ async fn found(lie: Lie) -> Result<Vec<&'static str>> {
     let load = Workload { crews: 1, pace: Duration::from_millis(1), seed: rand::random(), client: false };
     let began = Instant::now();
     let load = load.start(&client, vec![liar.address().to_owned()], recorder).await?;
-    wait::until("the liar to lie twice", WITHIN, || async {
-        ensure!(liar.lies() >= 2, "it lied {} times", liar.lies());
+    wait::until("the liar to lie often enough", WITHIN, || async {
+        ensure!(liar.lies() >= LIES, "it lied {} times", liar.lies());
         Ok(())
     })
     .await?;
@@ -61,6 +64,8 @@ async fn one_stale_read_in_a_thousand_is_found_within_a_minute() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_write_in_a_thousand_applied_again_is_found_within_a_minute() -> Result<()> {
     let found = found(Lie::Again).await?;
-    ensure!(found.contains(&"linearizability") || found.contains(&"exactly_once"), "{found:?}");
+    // A value written again at once is seen by its two timestamps only.
+    let telling = ["linearizability", "exactly_once", "monotonic_commits"];
+    ensure!(found.iter().any(|property| telling.contains(property)), "{found:?}");
     Ok(())
 }
