@@ -43,7 +43,10 @@ impl From<RecoveryError> for RecoverError {
     fn from(error: RecoveryError) -> Self {
         match error {
             RecoveryError::Log(_) | RecoveryError::Io(_) => Self::Unfinished(error),
-            error => Self::Refused(error),
+            RecoveryError::NotHeld { .. }
+            | RecoveryError::Mixed { .. }
+            | RecoveryError::Empty(_)
+            | RecoveryError::Gap { .. } => Self::Refused(error),
         }
     }
 }
