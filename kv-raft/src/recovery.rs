@@ -50,8 +50,8 @@ pub struct RecoveryReport {
     pub forced: LogId,
 }
 
-/// Why the replica is not the only voter. With [`RecoveryError::Log`] and [`RecoveryError::Io`] its log may hold a new vote already,
-/// which the next run goes on from; otherwise nothing was changed.
+/// Why the replica is not the only voter. With [`RecoveryError::Log`] and [`RecoveryError::Io`] its log may hold a new vote
+/// already, which the next run goes on from; otherwise nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     /// This node holds no data of the shard.

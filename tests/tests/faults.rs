@@ -7,10 +7,6 @@ use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
 use kv_tests::load::Load;
 
-async fn cluster_that_loses_nodes() -> Result<Cluster> {
-    Cluster::of_three().await
-}
-
 /// The node that leads most shards of the default keyspace.
 async fn busiest_leader(cluster: &Cluster) -> Result<usize> {
     let mut led: BTreeMap<u64, usize> = BTreeMap::new();
@@ -25,7 +21,7 @@ async fn busiest_leader(cluster: &Cluster) -> Result<usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_costs_no_write_and_nobody_more_than_two_seconds() -> Result<()> {
-    let mut cluster = cluster_that_loses_nodes().await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(500).await?;
     let leader = busiest_leader(&cluster).await?;
@@ -39,7 +35,7 @@ async fn a_killed_leader_costs_no_write_and_nobody_more_than_two_seconds() -> Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_in_turn_may_be_killed_under_load() -> Result<()> {
-    let mut cluster = cluster_that_loses_nodes().await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     for number in 1..=3 {
         load.progress(200).await?;
@@ -54,7 +50,7 @@ async fn every_node_in_turn_may_be_killed_under_load() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_killed_at_once_come_back_with_everything_acknowledged() -> Result<()> {
-    let mut cluster = cluster_that_loses_nodes().await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     for _ in 0..2 {
         load.progress(400).await?;
@@ -68,7 +64,7 @@ async fn all_nodes_killed_at_once_come_back_with_everything_acknowledged() -> Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_leader_is_replaced_and_finds_its_place_again() -> Result<()> {
-    let mut cluster = cluster_that_loses_nodes().await?;
+    let mut cluster = Cluster::of_three().await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
     let leader = busiest_leader(&cluster).await?;
@@ -83,7 +79,7 @@ async fn a_paused_leader_is_replaced_and_finds_its_place_again() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_two_of_three_nodes_gone_writes_wait_and_succeed_once_one_is_back() -> Result<()> {
-    let mut cluster = cluster_that_loses_nodes().await?;
+    let mut cluster = Cluster::of_three().await?;
     let client = cluster.client().await?;
     client.put("before", "x").await?;
     cluster.node_mut(2).kill().await?;

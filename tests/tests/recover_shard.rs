@@ -13,17 +13,12 @@ use kv_tests::cluster::Cluster;
 use kv_tests::files::files_below;
 use kv_tests::kvctl::expect;
 use kv_tests::ran::Ran;
-use kv_tests::settings::Settings;
 use kv_tests::wait;
 
 const WITHIN: Duration = Duration::from_secs(90);
 const KEYS: usize = 200;
 /// The node whose disk is left.
 const LEFT: usize = 3;
-
-fn settings() -> Settings {
-    Settings::default()
-}
 
 /// The command, as doctor names it but for the shard, on the data folder of a node.
 async fn recover(cluster: &Cluster, arguments: &[&str]) -> Result<Ran> {
@@ -79,7 +74,7 @@ fn content(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_whose_majority_is_gone_for_good_goes_on_from_the_node_that_is_left() -> Result<()> {
-    let mut cluster = Cluster::start(settings()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let endpoints = cluster.endpoints();
     let all = shards(&cluster).await?;
     write_and_settle(&cluster).await?;
@@ -140,7 +135,7 @@ async fn a_shard_whose_majority_is_gone_for_good_goes_on_from_the_node_that_is_l
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_that_is_refused_says_what_to_do_and_changes_nothing() -> Result<()> {
-    let mut cluster = Cluster::start(settings()).await?;
+    let mut cluster = Cluster::of_three().await?;
     let endpoints = cluster.endpoints();
     write_and_settle(&cluster).await?;
 

@@ -1,25 +1,22 @@
 //! Writes that are applied together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use kv_proto::errors::{Outcome, ServiceError};
-use kv_proto::ids::ShardId;
-use kv_proto::limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX};
 use kv_proto::pb::v1 as pb;
 use kv_proto::pb::v1::condition::Expected;
 use kv_proto::pb::v1::write_operation::Operation as Write;
 use kv_proto::timestamp::Timestamp;
 
 use super::FAN_OUT_MAX;
+use super::by_shard::by_shard;
 use crate::connection::pipeline_call::Request;
 use crate::data::{Data, Entry};
 use crate::error::{Error, Result};
 use crate::execute::{Deadline, Kind, Operation, Target};
-use crate::routes::Routes;
 use crate::scope::Scope;
 
 /// Writes and conditions on keys of one shard: if all conditions hold, all writes are applied at one moment; otherwise
@@ -233,7 +230,9 @@ impl SpreadBatch {
         let mut done = vec![];
         while !waiting.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let shards = parts(&routes, std::mem::take(&mut waiting));
+            let shards = by_shard(&routes, std::mem::take(&mut waiting), |(_, operation)| {
+                (key_of(operation), bytes_of(operation))
+            });
             let writes = shards.into_iter().map(|parts| write_in_order(scope, parts, deadline));
             let mut writes = stream::iter(writes).buffer_unordered(FAN_OUT_MAX);
             while let Some((written, left)) = writes.next().await {
@@ -275,22 +274,4 @@ async fn write_in_order(scope: &Scope, parts: Vec<Part>, deadline: Deadline) -> 
         }
     }
     (done, vec![])
-}
-
-/// Operations by shard, in their order, cut at the limits of one request.
-fn parts(routes: &Routes, operations: Part) -> Vec<Vec<Part>> {
-    let mut shards: BTreeMap<ShardId, Vec<(Part, usize)>> = BTreeMap::new();
-    for (position, operation) in operations {
-        let shard = routes.shard_of(&key_of(&operation)).map(|route| route.shard()).unwrap_or_default();
-        let parts = shards.entry(shard).or_default();
-        let bytes = bytes_of(&operation);
-        match parts.last_mut() {
-            Some((part, held)) if part.len() < BATCH_OPERATIONS_MAX && *held + bytes <= BATCH_BYTES_MAX => {
-                part.push((position, operation));
-                *held += bytes;
-            }
-            Some(_) | None => parts.push((vec![(position, operation)], bytes)),
-        }
-    }
-    shards.into_values().map(|parts| parts.into_iter().map(|(part, _)| part).collect()).collect()
 }

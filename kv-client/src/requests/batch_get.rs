@@ -7,16 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kv_proto::errors::ServiceError;
-use kv_proto::ids::ShardId;
-use kv_proto::limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX};
 use kv_proto::pb::v1 as pb;
 
 use super::FAN_OUT_MAX;
+use super::by_shard::by_shard;
 use crate::connection::pipeline_call::Request;
 use crate::data::{Consistency, Data, Entry};
 use crate::error::{Error, Result};
 use crate::execute::{Deadline, Kind, Operation, Target};
-use crate::routes::Routes;
 use crate::scope::Scope;
 
 /// Reads many keys; awaiting it gives an `Option<Entry>` for each, in the order asked. Keys of one shard are read at one
@@ -59,9 +57,9 @@ impl BatchGet {
         let mut halves = Vec::new();
         while !missing.is_empty() || !halves.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let mut groups = group(&routes, std::mem::take(&mut missing));
-            groups.append(&mut halves);
-            let reads = groups.into_iter().map(|keys| read(scope, keys, self.consistency, deadline));
+            let shards = by_shard(&routes, std::mem::take(&mut missing), |key| (key.clone(), key.len()));
+            let groups = shards.into_iter().flatten().chain(std::mem::take(&mut halves));
+            let reads = groups.map(|keys| read(scope, keys, self.consistency, deadline));
             let reads: Vec<Read> = stream::iter(reads).buffer_unordered(FAN_OUT_MAX).try_collect().await?;
             for read in reads {
                 match read {
@@ -79,23 +77,6 @@ impl BatchGet {
 }
 
 super::request!(BatchGet -> Vec<Option<Entry>>);
-
-/// Keys by shard, cut at the limits of one request. Keys in no known shard form a group, whose request finds out more.
-pub(super) fn group(routes: &Routes, keys: Vec<Bytes>) -> Vec<Vec<Bytes>> {
-    let mut shards: BTreeMap<ShardId, Vec<(Vec<Bytes>, usize)>> = BTreeMap::new();
-    for key in keys {
-        let shard = routes.shard_of(&key).map(|route| route.shard()).unwrap_or_default();
-        let (groups, bytes) = (shards.entry(shard).or_default(), key.len());
-        match groups.last_mut() {
-            Some((group, held)) if group.len() < BATCH_OPERATIONS_MAX && *held + bytes <= BATCH_BYTES_MAX => {
-                group.push(key);
-                *held += bytes;
-            }
-            Some(_) | None => groups.push((vec![key], bytes)),
-        }
-    }
-    shards.into_values().flatten().map(|(group, _)| group).collect()
-}
 
 enum Read {
     Done(Vec<Entry>),

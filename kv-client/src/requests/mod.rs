@@ -7,6 +7,7 @@
 
 mod batch;
 mod batch_get;
+mod by_shard;
 mod compare_and_set;
 mod delete;
 mod get;

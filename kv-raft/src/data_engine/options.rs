@@ -42,7 +42,7 @@ const WRITE_BUFFERS: u16 = 4;
 
 /// Files of the first level before they are merged. Each merge writes what they overlap in the next level again, so twice
 /// the usual number halves that; a point read asks their filters, which are in memory.
-pub(super) const FIRST_LEVEL_FILES: u8 = 8;
+pub(super) const FIRST_LEVEL_FILES: i32 = 8;
 
 /// Below this a flush makes files so small that compaction cannot keep up.
 const WRITE_BUFFER_BYTES_MIN: usize = 1 << 20;
@@ -152,9 +152,9 @@ fn of_table(table: Table, options: &DataOptions, cache: &Cache, safepoints: &Arc
     out.set_compression_type(DBCompressionType::Lz4);
     out.set_bottommost_compression_type(DBCompressionType::Zstd);
     out.set_target_file_size_base(TABLE_FILE_BYTES);
-    out.set_level_zero_file_num_compaction_trigger(i32::from(FIRST_LEVEL_FILES));
-    out.set_level_zero_slowdown_writes_trigger(i32::from(FIRST_LEVEL_FILES) * 3);
-    out.set_level_zero_stop_writes_trigger(i32::from(FIRST_LEVEL_FILES) * 5);
+    out.set_level_zero_file_num_compaction_trigger(FIRST_LEVEL_FILES);
+    out.set_level_zero_slowdown_writes_trigger(FIRST_LEVEL_FILES * 3);
+    out.set_level_zero_stop_writes_trigger(FIRST_LEVEL_FILES * 5);
     // Files that overlap least below first: least rewriting per byte written.
     out.set_compaction_pri(CompactionPri::MinOverlappingRatio);
     out.set_level_compaction_dynamic_level_bytes(true);

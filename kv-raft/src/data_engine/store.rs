@@ -170,7 +170,7 @@ impl Store {
         let first_level = rocksdb::properties::num_files_at_level(0);
         for table in Table::ALL.map(|table| self.table(table)) {
             let files = self.checked(self.db.property_int_value_cf(table, &first_level))?.unwrap_or(0);
-            if files >= u64::from(options::FIRST_LEVEL_FILES) {
+            if files >= u64::from(options::FIRST_LEVEL_FILES.unsigned_abs()) {
                 self.db.compact_range_cf(table, None::<&[u8]>, None::<&[u8]>);
             }
         }

@@ -24,7 +24,7 @@ use super::engine::{LogEngine, LogWait, Shared};
 use super::error::LogError;
 use super::layout;
 use super::queue::{Action, Change};
-use super::shard::{Plan, ShardLog};
+use super::shard::{Plan, ShardLog, State};
 use crate::codec;
 use crate::failpoint;
 use crate::types::{Entry, LogId, ShardRaft, Vote};
@@ -71,56 +71,53 @@ impl LogStore {
         self.engine.shared()
     }
 
+    /// Changes the log and queues the write of it under one lock; None changes nothing. Waits for space for so many bytes.
+    async fn change(
+        &self,
+        bytes: usize,
+        make: impl FnOnce(&mut State) -> Result<Option<Action>, LogError>,
+    ) -> Result<(), LogError> {
+        let shared = self.shared();
+        shared.check()?;
+        let space = shared.queue.reserve(bytes).await?;
+        let _due = {
+            let mut state = self.log.lock_live()?;
+            let Some(action) = make(&mut state)? else { return Ok(()) };
+            shared.queue.push(Change::new(&self.log, action, space.take()))?
+        };
+        Ok(())
+    }
+
     async fn append_entries(&self, entries: Vec<Entry>, callback: IOFlushed<ShardRaft>) -> Result<(), LogError> {
         let shared = self.shared();
         #[cfg(test)]
         shared.fault.before_append();
-        shared.check()?;
-        let space = shared.queue.reserve(entries.iter().map(codec::entry_bytes).sum()).await?;
-        let _due = {
-            let mut state = self.log.lock_live()?;
+        let bytes = entries.iter().map(codec::entry_bytes).sum();
+        let append = |state: &mut State| {
             shared.cached.add(state.append(self.log.shard, &entries)?);
             let generation = state.generation();
-            shared.queue.push(Change::new(&self.log, Action::Append { entries, generation, callback }, space.take()))?
+            Ok(Some(Action::Append { entries, generation, callback }))
         };
-        Ok(())
+        self.change(bytes, append).await
     }
 
     async fn truncate(&self, after: Option<LogId>) -> Result<(), LogError> {
-        let shared = self.shared();
-        shared.check()?;
-        let space = shared.queue.reserve(0).await?;
-        let _due = {
-            let mut state = self.log.lock_live()?;
-            let Some((start, end, freed)) = state.truncate_after(after) else {
-                return Ok(());
-            };
-            shared.cached.remove(freed);
+        let truncate = |state: &mut State| {
+            let Some((start, end, freed)) = state.truncate_after(after) else { return Ok(None) };
+            self.shared().cached.remove(freed);
             self.log.lower_durable_end(start);
-            let (tail, generation) = (state.last, state.generation());
-            shared.queue.push(Change::new(
-                &self.log,
-                Action::Truncate { start, end, tail, generation },
-                space.take(),
-            ))?
+            Ok(Some(Action::Truncate { start, end, tail: state.last, generation: state.generation() }))
         };
-        Ok(())
+        self.change(0, truncate).await
     }
 
     async fn purge_upto(&self, upto: LogId) -> Result<(), LogError> {
-        let shared = self.shared();
-        shared.check()?;
-        let space = shared.queue.reserve(0).await?;
-        let _due = {
-            let mut state = self.log.lock_live()?;
-            let Some(freed) = state.purge(upto) else {
-                return Ok(());
-            };
-            shared.cached.remove(freed);
-            let (tail, generation) = (state.last, state.generation());
-            shared.queue.push(Change::new(&self.log, Action::Purge { upto, tail, generation }, space.take()))?
+        let purge = |state: &mut State| {
+            let Some(freed) = state.purge(upto) else { return Ok(None) };
+            self.shared().cached.remove(freed);
+            Ok(Some(Action::Purge { upto, tail: state.last, generation: state.generation() }))
         };
-        Ok(())
+        self.change(0, purge).await
     }
 
     async fn persist_vote(&self, vote: Vote) -> Result<(), LogError> {
@@ -137,19 +134,15 @@ impl LogStore {
     }
 
     async fn note_committed(&self, committed: Option<LogId>) -> Result<(), LogError> {
-        let shared = self.shared();
-        shared.check()?;
-        let space = shared.queue.reserve(0).await?;
-        #[cfg(kv_sim)]
-        committed
-            .into_iter()
-            .for_each(|id| crate::simulated::saw(self.log.shard, crate::simulated::Event::Committed(id)));
-        let _due = {
-            let mut state = self.log.lock_live()?;
+        let note = |state: &mut State| {
+            #[cfg(kv_sim)]
+            committed
+                .into_iter()
+                .for_each(|id| crate::simulated::saw(self.log.shard, crate::simulated::Event::Committed(id)));
             state.committed = committed;
-            shared.queue.push(Change::new(&self.log, Action::SaveCommitted(committed), space.take()))?
+            Ok(Some(Action::SaveCommitted(committed)))
         };
-        Ok(())
+        self.change(0, note).await
     }
 
     /// Entries of a half-open range: those the log holds, at most `bytes` of them but at least one.

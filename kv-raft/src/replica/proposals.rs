@@ -1,9 +1,10 @@
 //! Commands on their way into the log: those that wait together become one entry.
 //!
 //! Invariants: whatever waits when an entry is done goes into the next, which lingers only for the company of those just
-//! answered. A second entry is proposed beside one in flight only if that one is large. Every command taken from the queue is answered exactly once; one whose caller
-//! has gone before it was taken is never proposed, so a caller whose time runs out knows whether it may still apply.
-//! While entries get no answer from a majority, what waits behind them is refused, not held.
+//! answered. A second entry is proposed beside one in flight only if that one is large. Every command taken from the
+//! queue is answered exactly once; one whose caller has gone before it was taken is never proposed, so a caller whose
+//! time runs out knows whether it may still apply. While entries get no answer from a majority, what waits behind them
+//! is refused, not held.
 //!
 //! Whether a proposal can still apply, by openraft's own account (0.10.0-alpha.37): `ClientWriteError::ForwardToLeader`
 //! is only sent by `write_entries` before `leader_append_entries`, and for a leader other than expected before
