@@ -117,6 +117,8 @@ fn on_answer(error: &ServiceError, attempt: Attempt) -> Decision {
             backoff(elsewhere(attempt), least, attempt)
         }
         ServiceError::Overloaded { .. } => backoff(Step::Same, least, attempt),
+        // A node whose disk fails says so once and leads no more: another takes over.
+        ServiceError::Internal { .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
         ServiceError::DeadlineExceeded { .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
         ServiceError::Foreign { code: Code::Unavailable, .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
         ServiceError::Invalid { .. }
@@ -131,7 +133,6 @@ fn on_answer(error: &ServiceError, attempt: Attempt) -> Decision {
         | ServiceError::SnapshotUnavailable { .. }
         | ServiceError::Conflict { .. }
         | ServiceError::Refused { .. }
-        | ServiceError::Internal { .. }
         | ServiceError::Foreign { .. } => Decision::Fail,
     }
 }

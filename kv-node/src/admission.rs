@@ -1,9 +1,11 @@
-//! What this node takes on: requests and their bytes within a budget, and writes only while the disk has room.
+//! What this node takes on: requests and their bytes within a budget, answers within another of the same size, so that
+//! answers that nobody reads keep no write out; and writes only while the disk has room.
 //!
-//! Invariants: the sums of what is held by [`Permit`]s never exceed the budget; a permit that is dropped, however the
-//! request ended, gives all of it back.
+//! Invariants: the sums of what is held by [`Permit`]s exceed a budget only by the answers of writes, which are told
+//! whatever they weigh; a permit that is dropped, however the request ended, gives all of it back.
 //!
-//! Not here: the queues inside a replica (kv-raft); limits of one connection or stream (server, pipeline).
+//! Not here: the queues inside a replica (kv-raft); limits of one connection or stream (server, pipeline); how long an
+//! answer holds its permit (unsent).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +16,9 @@ use kv_proto::errors::ServiceError;
 use kv_proto::limits::PAGE_BYTES_MAX;
 use kv_proto::pb::v1::condition::Expected;
 use kv_proto::pb::v1::pipeline_call::Request;
+use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::write_operation::Operation;
-use kv_proto::pb::v1::{Condition, WriteOperation};
+use kv_proto::pb::v1::{Condition, KeyValue, WriteOperation};
 
 use crate::errors::overloaded;
 
@@ -35,18 +38,25 @@ pub struct Admission {
     bytes_max: u64,
     requests: AtomicU64,
     bytes: AtomicU64,
+    answer_bytes: AtomicU64,
     read_only: ArcSwapOption<String>,
 }
 
-/// A part of the budget, held while a request is worked on.
+/// A part of the budget of requests while one is worked on, then of that of answers until it is sent.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
-    bytes: u64,
+    held: Held,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Request { bytes: u64 },
+    Answer { bytes: u64 },
 }
 
 impl Admission {
-    /// A budget of this many requests and bytes at once.
+    /// A budget of this many requests and bytes at once, and of as many bytes of answers.
     #[must_use]
     pub fn new(requests_max: u32, bytes_max: u64) -> Self {
         Self {
@@ -54,6 +64,7 @@ impl Admission {
             bytes_max,
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            answer_bytes: AtomicU64::new(0),
             read_only: ArcSwapOption::empty(),
         }
     }
@@ -66,7 +77,7 @@ impl Admission {
         }
         let bytes = cost.saturating_add(REQUEST_OVERHEAD);
         // Made first, so that it gives back both.
-        let permit = Permit { admission: Arc::clone(self), bytes };
+        let permit = Permit { admission: Arc::clone(self), held: Held::Request { bytes } };
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.bytes_max {
             return Err(overloaded("the node's budget of request bytes"));
@@ -93,17 +104,62 @@ impl Admission {
         self.read_only.load().as_deref().cloned()
     }
 
-    /// Requests and bytes held now.
+    /// Requests held now and their bytes.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of answers held now.
+    #[must_use]
+    pub fn held_answers(&self) -> u64 {
+        self.answer_bytes.load(Ordering::Relaxed)
+    }
+
+    fn give_back(&self, held: Held) {
+        match held {
+            Held::Request { bytes } => {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.requests.fetch_sub(1, Ordering::Relaxed);
+            }
+            Held::Answer { bytes } => _ = self.answer_bytes.fetch_sub(bytes, Ordering::Relaxed),
+        }
+    }
+}
+
+impl Permit {
+    /// Holds an answer of this many bytes in place of the request. An error says that there is no room for it: the answer
+    /// is to be dropped, or, if it tells of a write, sent all the same.
+    pub fn answered(&mut self, bytes: usize) -> Result<(), ServiceError> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(REQUEST_OVERHEAD);
+        let admission = &self.admission;
+        let before = admission.answer_bytes.fetch_add(bytes, Ordering::Relaxed);
+        admission.give_back(std::mem::replace(&mut self.held, Held::Answer { bytes }));
+        if before.saturating_add(bytes) > admission.bytes_max {
+            return Err(overloaded("the node's budget of answers that are not read yet"));
+        }
+        Ok(())
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.admission.requests.fetch_sub(1, Ordering::Relaxed);
+        self.admission.give_back(self.held);
+    }
+}
+
+/// Bytes of what a call is answered, without the few that every answer has.
+#[must_use]
+pub fn answer_bytes(response: &Response) -> usize {
+    let entry = |entry: &KeyValue| entry.key.len() + entry.value.len();
+    let entries = |entries: &[KeyValue]| entries.iter().map(entry).sum();
+    match response {
+        Response::Get(get) => get.entry.as_ref().map_or(0, entry),
+        Response::CompareAndSet(cas) => cas.current.as_ref().map_or(0, entry),
+        Response::BatchWrite(batch) => batch.current.as_ref().map_or(0, entry),
+        Response::BatchGet(batch) => entries(&batch.entries),
+        Response::Scan(scan) => entries(&scan.entries),
+        Response::Put(_) | Response::Delete(_) | Response::Failure(_) => 0,
     }
 }
 
@@ -178,6 +234,21 @@ mod tests {
         assert!(admission.admit(u64::MAX).is_err());
         drop(held);
         assert_eq!(admission.held(), (0, 0));
+    }
+
+    #[test]
+    fn an_answer_is_held_in_place_of_its_request_and_refused_beyond_its_budget() {
+        let admission = Arc::new(Admission::new(1, 1 << 20));
+        let mut first = admission.admit(1000).unwrap();
+        first.answered(1 << 19).unwrap();
+        assert_eq!((admission.held(), admission.held_answers()), ((0, 0), (1 << 19) + REQUEST_OVERHEAD));
+        let mut other = admission.admit(0).unwrap();
+        let refused = other.answered(1 << 19).unwrap_err();
+        assert_eq!((refused.reason(), refused.retry_after().is_some()), ("OVERLOADED", true));
+        let mut none_more = admission.admit(1 << 19).expect("answers keep no request out");
+        assert!(none_more.answered(0).is_err(), "what is sent all the same counts");
+        drop((first, other, none_more));
+        assert_eq!((admission.held(), admission.held_answers()), ((0, 0), 0));
     }
 
     #[test]

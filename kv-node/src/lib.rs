@@ -29,6 +29,10 @@ pub mod waiting;
 
 pub mod accept;
 
+pub mod overdue;
+
+pub mod unsent;
+
 pub mod join;
 
 pub mod controller;

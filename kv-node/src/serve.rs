@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a call ends by its deadline; one that is late before it is begun is not begun;
 //! - a write is sent elsewhere only after an error that says that it was not applied here;
-//! - whatever a call holds is given back when its future is dropped.
+//! - whatever a call holds is given back when its future is dropped, or else the permit that came with its response;
+//! - a read whose response has no room is refused; what a write did is told in any case.
 //!
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
 
@@ -17,6 +18,7 @@ use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
 use tokio::time::Instant;
 
+use crate::admission::{self, Permit};
 use crate::catalog::{CatalogView, LeaderRecord, ShardInfo};
 use crate::local::{self, Keys};
 use crate::metrics::{CallKind, EdgeMetrics, EdgeStage};
@@ -25,7 +27,7 @@ use crate::router::{Hosted, Need, Plan, Situation, Space};
 use crate::scan::cursor;
 use crate::scan::ranges::Bounds;
 use crate::validate::{self, GrpcTimeout};
-use crate::{admission, errors, forward};
+use crate::{errors, forward};
 
 /// How often one node tries to place a request: its leader may have moved once, its own hint may be wrong once.
 const ATTEMPTS: usize = 3;
@@ -67,8 +69,8 @@ impl Server {
         &self.metrics
     }
 
-    /// Serves one call.
-    pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<Response, ServiceError> {
+    /// Serves one call. The permit is to be held until the response is sent.
+    pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
         let begun = Begun::now();
         let kind = CallKind::of(&request);
         let answer = self.checked(request, grpc).await;
@@ -76,15 +78,20 @@ impl Server {
         answer
     }
 
-    async fn checked(&self, request: Request, grpc: GrpcTimeout) -> Result<Response, ServiceError> {
+    async fn checked(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
         let arrived = Instant::now();
         let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
-        let _permit = self.shared.admission.admit(admission::cost(&request))?;
+        let mut permit = self.shared.admission.admit(admission::cost(&request))?;
         let deadline = arrived + timeout;
         if Instant::now() >= deadline {
             return Err(errors::deadline("queue", Outcome::NotApplied));
         }
-        self.placed(request, deadline).await
+        let writes = is_write(&request);
+        let response = self.placed(request, deadline).await?;
+        match permit.answered(admission::answer_bytes(&response)) {
+            Err(no_room) if !writes => Err(no_room),
+            Ok(()) | Err(_) => Ok((response, permit)),
+        }
     }
 
     /// Routes until the call is answered or nothing is left to try.

@@ -26,6 +26,7 @@ use crate::net::TcpListener;
 use crate::node::Readiness;
 use crate::serve::Server;
 use crate::services::kv::KvApi;
+use crate::unsent::Unsent;
 
 /// HTTP/2 flow control: enough for one largest message on its way, per stream.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -106,7 +107,17 @@ impl Grpc {
         if let Some(reflection) = reflection() {
             routes = routes.add_service(reflection);
         }
-        let routes = routes.into_axum_router().layer(axum::middleware::map_response(crate::malformed::respond));
+        let unsent = Unsent::default();
+        grpc.tasks.spawn(unsent.clone().run(grpc.stop.clone()));
+        let watch = move |response| {
+            let watched = unsent.watch(response);
+            async { watched }
+        };
+        let routes = routes
+            .into_axum_router()
+            .layer(axum::middleware::map_response(crate::malformed::respond))
+            .layer(axum::middleware::from_fn(crate::overdue::answer))
+            .layer(axum::middleware::map_response(watch));
         let incoming = accept::incoming(listener, config, metrics, (&grpc.tasks, &grpc.stop_accepting));
         let stop = grpc.stop.clone();
         let serving = Transport::builder()

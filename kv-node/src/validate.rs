@@ -31,6 +31,9 @@ use crate::admission::{condition_bytes, operation_bytes};
 /// Most faults listed in one answer; a batch of 4096 bad keys is told in fewer words.
 pub const VIOLATIONS_MAX: usize = 32;
 
+/// Before its caller gives up, an answer needs this long at most to get there.
+const ANSWER_ON_ITS_WAY: Duration = Duration::from_millis(50);
+
 /// The header of a request that came without one.
 static NO_HEADER: RequestHeader = RequestHeader {
     cluster_id: String::new(),
@@ -167,14 +170,21 @@ fn timeout(header: &RequestHeader, grpc: GrpcTimeout, faults: &mut Faults) -> Op
             faults.add("grpc-timeout", "is not digits and a unit of H, M, S, m, u or n");
             Some(most)
         }
-        (Some(asked), GrpcTimeout::Given(given)) => Some(asked.min(given)),
+        (Some(asked), GrpcTimeout::Given(given)) => Some(asked.min(due(given))),
         (None, GrpcTimeout::Given(given)) => {
             if given > most {
                 faults.add("grpc-timeout", format!("is {given:?}; at most {most:?}"));
             }
-            Some(given)
+            Some(due(given))
         }
     }
+}
+
+/// When a call is to be answered whose caller gives up after `given`: a little earlier, so that it learns the reason and
+/// the outcome. At that time the transport would tell it CANCELLED and no more.
+#[must_use]
+pub fn due(given: Duration) -> Duration {
+    given.saturating_sub((given / 10).min(ANSWER_ON_ITS_WAY))
 }
 
 #[derive(Default)]

@@ -21,6 +21,7 @@ pub mod admin;
 pub mod kvctl;
 pub mod node;
 pub mod raw;
+pub mod bare;
 pub mod http;
 pub mod ran;
 pub mod open_metrics;

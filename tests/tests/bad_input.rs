@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::limits::{
@@ -16,6 +16,7 @@ use kv_proto::pb::v1::{
     BatchGetRequest, BatchWriteRequest, DeleteRequest, GetRequest, PipelineCall, PipelineRequest, PutOperation,
     PutRequest, RequestHeader, ScanRequest, Session, WriteOperation, pipeline_call, pipeline_reply,
 };
+use kv_tests::bare::{self, Bare};
 use kv_tests::cluster::Cluster;
 use kv_tests::raw::{self, header, refusal};
 use kv_tests::settings::Settings;
@@ -244,6 +245,27 @@ async fn a_deadline_is_needed_and_bounded() -> Result<()> {
         let mut enough = tonic::Request::new(GetRequest { header: missing.header, key: key(1), read: None });
         enough.metadata_mut().insert("grpc-timeout", "5S".parse()?);
         kv.get(enough).await.context("grpc-timeout is a deadline")?;
+        Ok(cluster)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_timeout_that_is_over_is_named_as_such() -> Result<()> {
+    on_a_node(|cluster, _| async move {
+        // A client library gives up by itself before the node can answer.
+        let mut bare = Bare::connect(&cluster.node(1).address(), 64 << 10).await?;
+        let get = GetRequest { header: None, key: WITNESS.into(), read: None };
+        for timeout in ["0S", "1n", "1u", "1m"] {
+            for _ in 0..200 {
+                match bare::ended(bare.call("kv.v1.KvService/Get", Some(timeout), &get).await?).await? {
+                    Err(ServiceError::DeadlineExceeded { .. }) => {}
+                    // Served before a timer could tell.
+                    Ok(()) if timeout != "0S" => {}
+                    other => bail!("a get with {timeout}: {other:?}"),
+                }
+            }
+        }
         Ok(cluster)
     })
     .await

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures::future::join_all;
+use kv_proto::errors::ServiceError;
 use kv_proto::pb::v1::{
-    GetRequest, PipelineCall, PipelineRequest, PutRequest, ScanRequest, ScanStreamRequest, pipeline_call,
+    BatchGetRequest, GetRequest, PipelineCall, PipelineRequest, PutRequest, ScanRequest, ScanStreamRequest,
+    pipeline_call,
 };
+use kv_tests::bare::{self, Bare};
 use kv_tests::cluster::Cluster;
 use kv_tests::raw::{self, header};
 use kv_tests::settings::Settings;
@@ -101,6 +104,54 @@ async fn readers_that_do_not_read_leave_memory_bounded() -> Result<()> {
     // Without pacing all of them would hold 800 MiB.
     ensure!(grown < 2 * GROWTH_MAX, "{grown} bytes more");
     drop(stalled);
+    cluster.finish().await
+}
+
+/// Gets that ask for four mebibytes each and make no room for them: 800 MiB, if all were made.
+const UNREAD: usize = 200;
+/// A node drops unread answers within half a minute.
+const DROPPED_WITHIN: Duration = Duration::from_secs(40);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_are_bounded_keep_no_write_out_and_are_dropped() -> Result<()> {
+    let cluster = Cluster::start(Settings::default().nodes(1).shards(1)).await?;
+    let address = cluster.node(1).address();
+    let mut kv = raw::kv(&address).await?;
+    let keys: Vec<Bytes> = (0..16).map(|n| Bytes::from(format!("big{n}"))).collect();
+    for key in &keys {
+        kv.put(PutRequest { header: header(), key: key.clone(), value: vec![b'v'; 256 << 10].into() }).await?;
+    }
+    let get = BatchGetRequest { header: header(), keys, read: None };
+    let before = cluster.node(1).resident_bytes()?;
+
+    let (mut unread, mut refused) = (Vec::new(), 0);
+    // Four connections, so that it is the node's budget and not one connection's that bounds them.
+    let mut connections = Vec::new();
+    for _ in 0..4 {
+        connections.push(Bare::connect(&address, 0).await?);
+    }
+    for bare in &mut connections {
+        for _ in 0..UNREAD / 4 {
+            let response = bare.call("kv.v1.KvService/BatchGet", None, &get).await?;
+            match bare::status(response.headers()) {
+                None => unread.push(response),
+                Some(ServiceError::Overloaded { .. }) => refused += 1,
+                Some(other) => bail!("a get beside unread answers: {other:?}"),
+            }
+        }
+    }
+    kv.put(put("during".to_owned(), Bytes::from_static(b"value"))).await.context("a write beside unread answers")?;
+    let grown = cluster.node(1).resident_bytes()?.saturating_sub(before);
+    println!("{} answers of 4 MiB unread, {refused} refused: {} KiB more", unread.len(), grown >> 10);
+    ensure!(!unread.is_empty() && refused > 0, "{} unread, {refused} refused", unread.len());
+    ensure!(grown < GROWTH_MAX, "{grown} bytes more");
+
+    // Their clients are there and answer pings: only the node can end this.
+    wait::until("unread answers to be dropped", DROPPED_WITHIN, || async {
+        kv.clone().batch_get(get.clone()).await?;
+        Ok(())
+    })
+    .await?;
     cluster.finish().await
 }
 

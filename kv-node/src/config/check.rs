@@ -116,7 +116,7 @@ fn memory(need: &mut impl FnMut(bool, &str, String), config: &Config) {
         shares.total() <= config.memory_budget,
         "memory_budget",
         format!(
-            "is less than the sum of its parts (log_cache, data_cache, data_write_buffer, request_bytes_max): {}",
+            "is less than the sum of its parts (log_cache, data_cache, data_write_buffer, twice request_bytes_max): {}",
             bytesize::ByteSize(shares.total())
         ),
     );

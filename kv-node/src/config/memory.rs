@@ -3,7 +3,7 @@
 //! The parts that grow with load are given away here; the rest of the budget is for what does not: the program itself,
 //! consensus of idle shards, buffers of connections, files being compacted, and what an allocator keeps.
 //!
-//! Invariants: parts that are not set add up to five eighths of the budget.
+//! Invariants: parts that are not set add up to six eighths of the budget.
 //!
 //! Not here: how the engines divide their parts (kv-raft, log_store and data_engine, options).
 
@@ -18,7 +18,7 @@ pub struct Memory {
     pub data_cache: u64,
     /// Writes the data engine has not flushed.
     pub data_write_buffer: u64,
-    /// Requests at work; what waits in queues holds slices of them.
+    /// Requests at work, and as much again of answers not read yet; what waits in queues holds slices of them.
     pub requests: u64,
 }
 
@@ -40,7 +40,7 @@ impl Memory {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        [self.log, self.data_cache, self.data_write_buffer, self.requests]
+        [self.log, self.data_cache, self.data_write_buffer, self.requests, self.requests]
             .iter()
             .fold(0, |sum, part| sum.saturating_add(*part))
     }

@@ -94,7 +94,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(keepalive_interval, duration, "DURATION", "Silence after which a connection is probed"),
     setting!(keepalive_timeout, duration, "DURATION", "Closes probed connections that do not answer by then"),
     setting!(requests_max, plain, "NUMBER", "Most requests at once"),
-    setting!(request_bytes_max, size, "SIZE", "Most bytes of requests at once; 0: an eighth of the budget"),
+    setting!(
+        request_bytes_max,
+        size,
+        "SIZE",
+        "Most bytes of requests at once, and as much of unread answers; 0: an eighth of the budget"
+    ),
     setting!(stream_calls_max, plain, "NUMBER", "Most unanswered calls of one pipelined stream"),
     setting!(stream_bytes_max, size, "SIZE", "Most bytes of unanswered calls of one pipelined stream"),
     setting!(shutdown_timeout, duration, "DURATION", "Longest time a shutdown may take"),

@@ -1,6 +1,7 @@
 //! What the nodes say of themselves at one moment, condensed for the plan.
 //!
-//! Invariants: of several replicas that claim to lead a shard only the one of the highest term is believed.
+//! Invariants: of several replicas that claim to lead a shard only the one of the highest term is believed, and none that a
+//! majority does not answer.
 //!
 //! Not here: asking the nodes (run).
 
@@ -74,7 +75,8 @@ impl Observed {
             self.damaged.insert((replica.shard_id, replica.replica_id));
         }
         let known = self.groups.get(&replica.shard_id).map_or(0, |group| group.term);
-        if replica.role != "leader" || replica.term < known {
+        // One that a majority does not answer could take no step.
+        if replica.role != "leader" || replica.no_quorum || replica.term < known {
             return;
         }
         let group = Group {
@@ -109,5 +111,33 @@ impl Group {
     pub fn percent(&self, replica: u64) -> u32 {
         let matched = self.matched.get(&replica).copied().unwrap_or(0).min(self.last);
         u32::try_from(matched * 100 / self.last.max(1)).unwrap_or(100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader(node_id: u64, term: u64, no_quorum: bool) -> (u64, NodeStatus) {
+        let replica = ReplicaStatus {
+            shard_id: 7,
+            replica_id: node_id,
+            term,
+            no_quorum,
+            role: "leader".into(),
+            ..Default::default()
+        };
+        (node_id, NodeStatus { replicas: vec![replica], ..Default::default() })
+    }
+
+    fn believed(answers: impl IntoIterator<Item = (u64, NodeStatus)>) -> Option<u64> {
+        Observed::new(0, &answers.into_iter().collect()).groups.get(&7).map(|group| group.leader_node)
+    }
+
+    #[test]
+    fn the_leader_of_the_highest_term_is_believed_unless_no_majority_answers_it() {
+        assert_eq!(believed([leader(1, 3, false), leader(2, 4, false), leader(3, 2, false)]), Some(2));
+        assert_eq!(believed([leader(1, 4, true), leader(2, 3, false)]), Some(2));
+        assert_eq!(believed([leader(1, 4, true)]), None);
     }
 }

@@ -42,6 +42,8 @@ fn of_node(now: &mut Registry, node: &NodeShared) {
     let (requests, bytes) = node.admission.held();
     gauge(now, "kv_requests_in_flight", "Requests this node works on", requests);
     gauge(now, "kv_request_in_flight_bytes", "Bytes of those requests", bytes);
+    let help = "Bytes of answers that their readers have not taken";
+    gauge(now, "kv_unread_answer_bytes", help, node.admission.held_answers());
     gauge(now, "kv_read_only", "1 while the node takes no writes", node.admission.read_only().is_some().into());
     gauge(now, "kv_ready", "1 while the node is ready", node.readiness.is_ready().into());
     gauge(now, "kv_may_lead", "0 while the node refuses to lead", node.host.may_not_lead().is_none().into());

@@ -41,7 +41,7 @@ use crate::editor::{EditError, Place};
 use crate::node::NodeShared;
 use crate::node::status::node_status;
 use crate::peers::timed;
-use crate::validate::{GrpcTimeout, grpc_timeout};
+use crate::validate::{GrpcTimeout, due, grpc_timeout};
 
 /// Time for an election of shard 1, then for the change itself, if the caller names none.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const SHOWN: Duration = Duration::from_secs(1);
 
 /// A check is answered with what is known after this long; large replicas take longer.
-const CHECK_WAIT_MS: u32 = 3000;
+const CHECK_WAIT: Duration = Duration::from_secs(3);
 
 /// In responses: the version of the first catalog that shows the change.
 const VERSION: &str = "kv-catalog-version";
@@ -164,7 +164,7 @@ impl AdminApi {
         let shard = ShardId(message.shard_id);
         let info = self.shared.view.load().shard(shard).cloned().ok_or(ServiceError::ShardNotFound { shard })?;
         let to = match message.to_node_id {
-            0 => self.best_heir(shard).await?,
+            0 => self.best_heir(shard, until).await?,
             node => {
                 let name = format!("of shard {shard} on node {node}");
                 let missing = || ServiceError::NotFound { what: "replica".into(), name };
@@ -172,7 +172,7 @@ impl AdminApi {
             }
         };
         let target = info.descriptor.replicas.iter().find(|replica| replica.replica_id == to.0);
-        let (leader, _) = gather::leader(&self.shared, shard).await?;
+        let (leader, _) = gather::leader(&self.shared, shard, until).await?;
         let request = ReplicaStepRequest {
             cluster_id: self.shared.cluster_id().to_owned(),
             shard_id: shard.0,
@@ -187,22 +187,24 @@ impl AdminApi {
         }
     }
 
-    async fn check(&self, message: &CheckShardRequest) -> Result<CheckShardResponse, ServiceError> {
+    async fn check(&self, message: &CheckShardRequest, until: Instant) -> Result<CheckShardResponse, ServiceError> {
         let shard = ShardId(message.shard_id);
         let info = self.shared.view.load().shard(shard).cloned().ok_or(ServiceError::ShardNotFound { shard })?;
-        let (leader, _) = gather::leader(&self.shared, shard).await?;
+        let (leader, _) = gather::leader(&self.shared, shard, until).await?;
+        let within = until.saturating_duration_since(Instant::now());
+        let wait = CHECK_WAIT.min(within.saturating_sub(PAUSE));
         let request = ReplicaStepRequest {
             cluster_id: self.shared.cluster_id().to_owned(),
             shard_id: shard.0,
             planned_epoch: info.descriptor.epoch,
-            step: Some(Step::Check(CheckStep { wait_ms: CHECK_WAIT_MS })),
+            step: Some(Step::Check(CheckStep { wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX) })),
         };
-        let response = self.shared.peers.replica_step(NodeId(leader), request, PATIENCE).await?;
+        let response = self.shared.peers.replica_step(NodeId(leader), request, within).await?;
         Ok(response.check.unwrap_or_default())
     }
 
-    async fn best_heir(&self, shard: ShardId) -> Result<ReplicaId, ServiceError> {
-        let (_, status) = gather::leader(&self.shared, shard).await?;
+    async fn best_heir(&self, shard: ShardId, until: Instant) -> Result<ReplicaId, ServiceError> {
+        let (_, status) = gather::leader(&self.shared, shard, until).await?;
         let voters: BTreeSet<u64> = status.voter_replica_ids.iter().copied().collect();
         let heirs = status.followers.iter().filter(|follower| voters.contains(&follower.replica_id));
         let heir = heirs.max_by_key(|follower| follower.matched_index).map(|follower| ReplicaId(follower.replica_id));
@@ -232,11 +234,11 @@ fn lost_sight(status: &Status) -> ServiceError {
     ServiceError::OutcomeUnknown { shard: SYSTEM_SHARD, retry_after: PAUSE }
 }
 
-/// When an answer is due: a little before the caller gives up, so that it learns why.
+/// When an answer is due.
 fn until<T>(request: &Request<T>) -> Instant {
     let header = request.metadata().get("grpc-timeout").map(|value| value.as_encoded_bytes());
     let within = match grpc_timeout(header) {
-        GrpcTimeout::Given(given) => given.min(PATIENCE_MAX).saturating_sub(PAUSE),
+        GrpcTimeout::Given(given) => due(given.min(PATIENCE_MAX)),
         GrpcTimeout::Absent | GrpcTimeout::Malformed => PATIENCE,
     };
     Instant::now() + within
@@ -403,7 +405,7 @@ impl AdminService for AdminApi {
     }
 
     async fn check_shard(&self, request: Request<CheckShardRequest>) -> Result<Response<CheckShardResponse>, Status> {
-        Ok(Response::new(self.check(request.get_ref()).await?))
+        Ok(Response::new(self.check(request.get_ref(), until(&request)).await?))
     }
 
     async fn list_actions(

@@ -3,6 +3,7 @@
 //! Not here: any decision (serve and below).
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use kv_proto::errors::{Outcome, ServiceError};
@@ -16,12 +17,12 @@ use kv_proto::pb::v1::{
     ScanStreamRequest, ScanStreamResponse,
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::pipeline::{self, MESSAGES_UNSENT, StreamLimits};
+use super::pipeline::{self, MESSAGES_UNSENT, StreamLimits, Unread};
+use crate::admission::Permit;
 use crate::malformed::described;
 use crate::serve::Server;
 use crate::validate::{self, GrpcTimeout};
@@ -60,7 +61,12 @@ macro_rules! answer {
     ($api:ident, $request:ident, $kind:ident) => {{
         let grpc = grpc_timeout(&$request);
         match $api.server.call(Call::$kind($request.into_inner()), grpc).await? {
-            Answer::$kind(response) => Ok(Response::new(response)),
+            (Answer::$kind(response), permit) => {
+                let mut response = Response::new(response);
+                // Given back once the response is sent (unsent).
+                response.extensions_mut().insert(Arc::new(permit));
+                Ok(response)
+            }
             _ => Err(mismatched()),
         }
     }};
@@ -117,10 +123,14 @@ impl KvService for KvApi {
             left: if request.limit == 0 { u64::MAX } else { request.limit },
             grpc,
         };
-        // Each page is read when the transport asks for it: the reader sets the pace.
-        let pages = futures::stream::try_unfold(Some(first), async |pages| match pages {
-            Some(pages) => pages.next().await.map(Some),
-            None => Ok(None),
+        // Each page is read when the transport asks for it, which is when it has taken the one before: the reader sets the
+        // pace.
+        let pages = futures::stream::try_unfold((Some(first), None), async |(pages, taken)| {
+            drop::<Option<Permit>>(taken);
+            match pages {
+                Some(pages) => pages.next().await.map(Some),
+                None => Ok(None),
+            }
         });
         Ok(Response::new(Box::pin(pages.take_until(self.stop.clone().cancelled_owned()))))
     }
@@ -139,7 +149,7 @@ impl KvService for KvApi {
             pipeline::run(inbound, outbound, serve, limits, (metrics, stop)).await;
             metrics.streams.dec();
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(Box::pin(Unread::new(messages))))
     }
 
     async fn list_routes(&self, request: Request<ListRoutesRequest>) -> Result<Response<ListRoutesResponse>, Status> {
@@ -157,16 +167,17 @@ struct Pages {
 }
 
 impl Pages {
-    async fn next(mut self) -> Result<(ScanStreamResponse, Option<Self>), Status> {
+    /// A page, and what is left with the permit of the page.
+    async fn next(mut self) -> Result<(ScanStreamResponse, (Option<Self>, Option<Permit>)), Status> {
         let left = i32::try_from(self.left).unwrap_or(i32::MAX);
         let mut request = self.scan.clone();
         request.page_size = request.page_size.min(left);
-        let Answer::Scan(page) = self.server.call(Call::Scan(request), self.grpc).await? else {
+        let (Answer::Scan(page), permit) = self.server.call(Call::Scan(request), self.grpc).await? else {
             return Err(mismatched());
         };
         self.left = self.left.saturating_sub(u64::try_from(page.entries.len()).unwrap_or(0));
         self.scan.cursor = page.cursor.clone();
         let more = self.left > 0 && !page.cursor.is_empty();
-        Ok((ScanStreamResponse { page: Some(page) }, more.then_some(self)))
+        Ok((ScanStreamResponse { page: Some(page) }, (more.then_some(self), Some(permit))))
     }
 }

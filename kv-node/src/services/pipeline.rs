@@ -3,14 +3,16 @@
 //! Invariants:
 //! - a stream has a bounded number of calls and bytes in flight (but for the message it is reading) and of unsent
 //!   replies: beyond either nothing more is read from it, so a slow reader slows only itself;
-//! - when the client vanishes, or reads nothing for [`STALLED`], all it had in flight is dropped;
+//! - what a reply holds is held until the transport asks for more than the message it is in;
+//! - when the client vanishes, all it had in flight is dropped;
 //! - a call at fault fails alone; every call read is answered once, unless the stream ends first.
 //!
-//! Not here: what a call does (serve).
+//! Not here: what a call does (serve); clients that are there and read nothing (unsent).
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::time::Duration;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -36,9 +38,6 @@ const GATHERED_BYTES: usize = 1 << 20;
 /// With this many bytes of replies waiting to be sent, nothing more is read and no call goes on.
 const UNSENT_BYTES: usize = 4 << 20;
 
-/// A client that takes no message for this long is taken for dead.
-const STALLED: Duration = Duration::from_secs(30);
-
 const _: () = assert!(GATHERED_BYTES + PAGE_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
 
 /// How much one stream may have in flight.
@@ -50,49 +49,82 @@ pub struct StreamLimits {
     pub bytes: u64,
 }
 
-/// Replies that wait to be sent.
-#[derive(Default)]
-struct Ready {
-    replies: VecDeque<(PipelineReply, usize)>,
+/// A message for the transport with what its replies hold.
+type Outgoing<H> = (Result<PipelineResponse, Status>, Vec<H>);
+
+/// Replies that wait to be sent, with what they hold.
+struct Ready<H> {
+    replies: VecDeque<(PipelineReply, usize, Option<H>)>,
     bytes: usize,
 }
 
-impl Ready {
-    fn push(&mut self, reply: PipelineReply) {
+impl<H> Ready<H> {
+    fn push(&mut self, (reply, held): (PipelineReply, Option<H>)) {
         let bytes = reply.encoded_len();
         self.bytes += bytes;
-        self.replies.push_back((reply, bytes));
+        self.replies.push_back((reply, bytes, held));
     }
 
     /// One message.
-    fn take(&mut self) -> PipelineResponse {
+    fn take(&mut self, metrics: &EdgeMetrics) -> Outgoing<H> {
         let mut replies = Vec::with_capacity(self.replies.len());
+        let mut holds = Vec::with_capacity(self.replies.len());
         let mut bytes = 0;
         while bytes < GATHERED_BYTES
-            && let Some((reply, size)) = self.replies.pop_front()
+            && let Some((reply, size, held)) = self.replies.pop_front()
         {
             bytes += size;
             replies.push(reply);
+            holds.extend(held);
         }
         self.bytes -= bytes;
-        PipelineResponse { replies }
+        metrics.stream_messages.inc();
+        metrics.stream_replies.inc_by(u64::try_from(replies.len()).unwrap_or(0));
+        (Ok(PipelineResponse { replies }), holds)
     }
 }
 
-/// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`.
-pub async fn run<F>(
+/// The messages of a stream as the transport asks for them.
+pub struct Unread<H> {
+    messages: mpsc::Receiver<Outgoing<H>>,
+    /// Of the message that the transport is sending.
+    holds: Vec<H>,
+}
+
+impl<H> Unread<H> {
+    /// What [`run`] hands on.
+    #[must_use]
+    pub fn new(messages: mpsc::Receiver<Outgoing<H>>) -> Self {
+        Self { messages, holds: Vec::new() }
+    }
+}
+
+impl<H: Unpin> Stream for Unread<H> {
+    type Item = Result<PipelineResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.holds.clear();
+        let Some((message, holds)) = ready!(self.messages.poll_recv(context)) else { return Poll::Ready(None) };
+        self.holds = holds;
+        Poll::Ready(Some(message))
+    }
+}
+
+/// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`. What a call
+/// holds (H) it holds until its reply is sent.
+pub async fn run<F, H>(
     inbound: impl Stream<Item = Result<PipelineRequest, Status>>,
-    outbound: mpsc::Sender<Result<PipelineResponse, Status>>,
+    outbound: mpsc::Sender<Outgoing<H>>,
     serve: impl Fn(Request) -> F,
     limits: StreamLimits,
     (metrics, stop): (&EdgeMetrics, CancellationToken),
 ) where
-    F: Future<Output = Result<Response, ServiceError>>,
+    F: Future<Output = Result<(Response, H), ServiceError>>,
 {
     let mut inbound = std::pin::pin!(inbound);
     let mut running = FuturesUnordered::new();
     let mut running_bytes = 0_u64;
-    let mut ready = Ready::default();
+    let mut ready = Ready { replies: VecDeque::new(), bytes: 0 };
     let mut open = true;
     loop {
         // Everything that is done by now goes into one message. Beyond the bound calls stand still, so that those in
@@ -105,7 +137,7 @@ pub async fn run<F>(
         }
         while !ready.replies.is_empty() {
             match outbound.try_reserve() {
-                Ok(permit) => permit.send(Ok(counted(ready.take(), metrics))),
+                Ok(permit) => permit.send(ready.take(metrics)),
                 Err(TrySendError::Full(())) => break,
                 Err(TrySendError::Closed(())) => return,
             }
@@ -113,7 +145,9 @@ pub async fn run<F>(
         if !open && running.is_empty() && ready.replies.is_empty() {
             return;
         }
-        let room = running.len() < limits.calls && running_bytes < limits.bytes && ready.bytes < UNSENT_BYTES;
+        let room = running.len() + ready.replies.len() < limits.calls
+            && running_bytes < limits.bytes
+            && ready.bytes < UNSENT_BYTES;
         let unsent = !ready.replies.is_empty();
         tokio::select! {
             Some((reply, bytes)) = running.next(), if ready.bytes < UNSENT_BYTES => {
@@ -136,19 +170,15 @@ pub async fn run<F>(
                 }
                 Some(Err(status)) => {
                     // If the client is there at all, it learns what it sent.
-                    let _ = outbound.try_send(Err(status));
+                    let _ = outbound.try_send((Err(status), Vec::new()));
                     return;
                 }
                 None => open = false,
             },
             permit = outbound.reserve(), if unsent => match permit {
-                Ok(permit) => permit.send(Ok(counted(ready.take(), metrics))),
+                Ok(permit) => permit.send(ready.take(metrics)),
                 Err(_) => return,
             },
-            () = tokio::time::sleep(STALLED), if unsent => {
-                tracing::debug!(replies = ready.replies.len(), "a client reads no replies: its stream is closed");
-                return;
-            }
             () = outbound.closed() => return,
             () = stop.cancelled(), if open => open = false,
         }
@@ -163,15 +193,12 @@ fn refused(has_request: bool) -> ServiceError {
     }
 }
 
-fn reply(id: u64, answer: Result<Response, ServiceError>) -> PipelineReply {
-    let response = answer.unwrap_or_else(|error| Response::Failure(error.to_failure()));
-    PipelineReply { id, response: Some(response) }
-}
-
-fn counted(message: PipelineResponse, metrics: &EdgeMetrics) -> PipelineResponse {
-    metrics.stream_messages.inc();
-    metrics.stream_replies.inc_by(u64::try_from(message.replies.len()).unwrap_or(0));
-    message
+fn reply<H>(id: u64, answer: Result<(Response, H), ServiceError>) -> (PipelineReply, Option<H>) {
+    let (response, held) = match answer {
+        Ok((response, held)) => (response, Some(held)),
+        Err(error) => (Response::Failure(error.to_failure()), None),
+    };
+    (PipelineReply { id, response: Some(response) }, held)
 }
 
 #[cfg(test)]

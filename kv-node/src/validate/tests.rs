@@ -153,7 +153,7 @@ fn a_request_without_a_deadline_is_refused_as_such() {
     let request = Request::Get(GetRequest { key: "k".into(), ..Default::default() });
     assert_eq!(check(&request), Err(ServiceError::DeadlineMissing));
     let given = GrpcTimeout::Given(Duration::from_secs(3));
-    assert_eq!(super::request(&request, OURS, given), Ok(Duration::from_secs(3)));
+    assert_eq!(super::request(&request, OURS, given), Ok(Duration::from_millis(2950)));
 }
 
 #[test]
@@ -164,6 +164,14 @@ fn the_shorter_deadline_counts() {
     let request = Request::Get(GetRequest { key: "k".into(), ..Default::default() });
     assert!(super::request(&request, OURS, given(61)).unwrap_err().to_string().contains("grpc-timeout: is 61s"));
     assert!(super::request(&request, OURS, GrpcTimeout::Malformed).is_err());
+}
+
+#[test]
+fn a_call_is_answered_a_little_before_its_caller_gives_up() {
+    let table = [(5000, 4950), (500, 450), (100, 90), (10, 9), (0, 0)];
+    for (gives_up, answered) in table {
+        assert_eq!(due(Duration::from_millis(gives_up)), Duration::from_millis(answered));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use futures::stream;
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::{KeyspaceId, NodeId, ShardId};
 use kv_proto::pb::admin::v1::{ListShardsRequest, NodeListing, NodeStatus, ReplicaStatus, ShardListing};
+use tokio::time::Instant;
 
 use crate::catalog::view::is_member;
 use crate::catalog::{CatalogView, ShardInfo};
@@ -18,6 +19,9 @@ use crate::node::NodeShared;
 
 /// Nodes asked at once.
 const AT_ONCE: usize = 64;
+
+/// Between looks for a leader.
+const ELECTION: Duration = Duration::from_millis(200);
 
 type Answers = BTreeMap<u64, Result<NodeStatus, ServiceError>>;
 
@@ -68,15 +72,26 @@ pub(super) async fn shards(
     Ok(wanted.into_iter().map(listing).collect())
 }
 
-/// The node that leads a shard and its account; none during an election.
-pub(super) async fn leader(shared: &Arc<NodeShared>, shard: ShardId) -> Result<(u64, ReplicaStatus), ServiceError> {
-    let view = shared.view.load_full();
-    let answers = ask(shared, &view).await;
-    let replicas = answers.values().flatten().flat_map(|status| &status.replicas);
-    let leads = |status: &&ReplicaStatus| status.shard_id == shard.0 && status.role == "leader";
-    let leader = replicas.filter(leads).max_by_key(|status| status.term);
-    let missing = || ServiceError::NoLeader { shard, retry_after: Duration::from_millis(200) };
-    leader.map(|status| (status.node_id, status.clone())).ok_or_else(missing)
+/// The node that leads a shard and its account. An election is waited for, until then.
+pub(super) async fn leader(
+    shared: &Arc<NodeShared>,
+    shard: ShardId,
+    until: Instant,
+) -> Result<(u64, ReplicaStatus), ServiceError> {
+    loop {
+        let view = shared.view.load_full();
+        let answers = ask(shared, &view).await;
+        let replicas = answers.values().flatten().flat_map(|status| &status.replicas);
+        let leads =
+            |status: &&ReplicaStatus| status.shard_id == shard.0 && status.role == "leader" && !status.no_quorum;
+        if let Some(leader) = replicas.filter(leads).max_by_key(|status| status.term) {
+            return Ok((leader.node_id, leader.clone()));
+        }
+        if Instant::now() + ELECTION > until {
+            return Err(ServiceError::NoLeader { shard, retry_after: ELECTION });
+        }
+        tokio::time::sleep(ELECTION).await;
+    }
 }
 
 fn select(view: &CatalogView, request: &ListShardsRequest) -> Result<Vec<Arc<ShardInfo>>, ServiceError> {

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use kv_proto::pb::v1::{GetRequest, GetResponse};
 use prometheus_client::registry::Registry;
@@ -22,11 +23,11 @@ fn metrics() -> EdgeMetrics {
     EdgeMetrics::new(&mut Registry::default())
 }
 
-async fn echo(_: Request) -> Result<Response, ServiceError> {
-    Ok(Response::Get(GetResponse::default()))
+async fn echo(_: Request) -> Result<(Response, ()), ServiceError> {
+    Ok((Response::Get(GetResponse::default()), ()))
 }
 
-fn ids(message: &Result<PipelineResponse, Status>) -> Vec<u64> {
+fn ids((message, _): &Outgoing<()>) -> Vec<u64> {
     message.as_ref().unwrap().replies.iter().map(|reply| reply.id).collect()
 }
 
@@ -51,11 +52,15 @@ async fn a_call_at_fault_fails_alone() {
     let inbound = futures::stream::iter([message([get(1), PipelineCall { id: 2, request: None }, get(3)])]);
     let serve = async |request: Request| {
         let Request::Get(get) = request else { panic!("only gets") };
-        if get.key == "3" { Err(ServiceError::DeadlineMissing) } else { Ok(Response::Get(GetResponse::default())) }
+        if get.key == "3" {
+            Err(ServiceError::DeadlineMissing)
+        } else {
+            Ok((Response::Get(GetResponse::default()), ()))
+        }
     };
     within(run(inbound, sender, serve, LIMITS, (&metrics(), CancellationToken::new()))).await;
     let mut reasons = std::collections::BTreeMap::new();
-    while let Some(message) = receiver.recv().await {
+    while let Some((message, _)) = receiver.recv().await {
         for reply in message.unwrap().replies {
             let response = reply.response.unwrap();
             let failure = if let Response::Failure(failure) = response {
@@ -81,7 +86,7 @@ async fn a_slow_call_holds_up_no_other() {
             if let Some(wait) = wait {
                 wait.await.unwrap();
             }
-            Ok(Response::Get(GetResponse::default()))
+            Ok((Response::Get(GetResponse::default()), ()))
         }
     };
     let inbound = futures::stream::iter([message([get(1), get(2)])]);
@@ -104,7 +109,7 @@ async fn no_more_is_read_than_the_stream_may_have_in_flight() {
         counting.set(counting.get() + 1);
         message([get(id)])
     });
-    let serve = |_| std::future::pending::<Result<Response, ServiceError>>();
+    let serve = |_| std::future::pending::<Result<(Response, ()), ServiceError>>();
     let metrics = metrics();
     let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
     assert!(run.now_or_never().is_none());
@@ -123,7 +128,7 @@ async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
     let large = |_| async {
         let value = vec![0; 1 << 20].into();
         let entry = Some(kv_proto::pb::v1::KeyValue { key: "k".into(), value, commit_timestamp: 1 });
-        Ok(Response::Get(GetResponse { header: None, entry }))
+        Ok((Response::Get(GetResponse { header: None, entry }), ()))
     };
     let metrics = metrics();
     let mut run = Box::pin(run(inbound, sender, large, LIMITS, (&metrics, CancellationToken::new())));
@@ -134,6 +139,48 @@ async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
     assert!(read.get() < 20, "{} calls were read though nobody reads the replies", read.get());
     drop(receiver);
     within(run).await;
+}
+
+#[tokio::test]
+async fn what_a_reply_holds_is_given_back_when_the_transport_asks_for_more() {
+    let (sender, receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let held = Rc::new(());
+    let serve = async |_| Ok((Response::Get(GetResponse::default()), held.clone()));
+    let (calls, inbound) = mpsc::channel(1);
+    let metrics = metrics();
+    let inbound = tokio_stream::wrappers::ReceiverStream::new(inbound);
+    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    let look = async {
+        let mut unread = Unread::new(receiver);
+        for id in [1, 2] {
+            calls.send(message([get(id)])).await.unwrap();
+            assert_eq!(unread.next().await.unwrap().unwrap().replies.len(), 1);
+            assert_eq!(Rc::strong_count(&held), 2, "while the message is being sent");
+            assert!(unread.next().now_or_never().is_none());
+            assert_eq!(Rc::strong_count(&held), 1);
+        }
+        drop(calls);
+        assert!(unread.next().await.is_none());
+    };
+    within(futures::future::join(run, look)).await;
+}
+
+#[tokio::test]
+async fn replies_that_nobody_reads_count_as_calls_in_flight() {
+    let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let read = Rc::new(Cell::new(0));
+    let counting = read.clone();
+    let inbound = futures::stream::iter(1..=100).map(move |id| {
+        counting.set(counting.get() + 1);
+        message([get(id)])
+    });
+    let metrics = metrics();
+    let mut run = Box::pin(run(inbound, sender, echo, LIMITS, (&metrics, CancellationToken::new())));
+    for _ in 0..50 {
+        assert!(run.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert!(read.get() <= LIMITS.calls + MESSAGES_UNSENT * LIMITS.calls, "{} calls were read", read.get());
 }
 
 #[tokio::test]
@@ -150,8 +197,7 @@ async fn a_vanished_client_leaves_nothing_behind() {
         let guard = Held(held.clone());
         async move {
             std::future::pending::<()>().await;
-            drop(guard);
-            Err(ServiceError::DeadlineMissing)
+            Ok((Response::Get(GetResponse::default()), guard))
         }
     };
     let (sender, receiver) = mpsc::channel(MESSAGES_UNSENT);
