@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::goals::goals;
 use crate::limits::LIMITS;
 use crate::plot;
-use crate::record::{Limit, Record, Sample, median};
+use crate::record::{Limit, Record, Run, Sample, median};
 use crate::shapes::SHAPES;
 
 const BEGIN: &str = "<!-- figures: written by scripts/bench -->";
@@ -36,24 +36,31 @@ fn replaced(text: &str, figures: &str) -> Option<String> {
 }
 
 fn figures(record: &Record) -> String {
-    let sections = [machine(record), goal_table(record), shape_table(record), limit_table(record)];
+    let sections = [runs(record), goal_table(record), shape_table(record), limit_table(record)];
     sections.each_ref().map(|section| section.trim_end()).join("\n\n")
 }
 
-fn machine(record: &Record) -> String {
-    let machine = &record.machine;
-    format!(
-        "Measured {} at commit `{}`: {} cores of {}, {:.0} GiB of memory, Linux {}, {}; etcd {}; median of {} rounds.",
-        machine.date,
-        machine.commit,
-        machine.cores,
-        machine.processor,
-        machine.memory_gib,
-        machine.kernel,
-        machine.file_system,
-        machine.etcd,
-        record.shapes.values().map(|versus| versus.kv.len()).max().unwrap_or(0),
-    )
+/// The last run first; an earlier one with what of it still stands.
+fn runs(record: &Record) -> String {
+    let mut text = String::new();
+    for Run { machine, parts } in record.runs.iter().rev() {
+        let what = if record.runs.len() == 1 { "All".to_owned() } else { parts.join(", ") };
+        let etcd = if machine.etcd.is_empty() { String::new() } else { format!("; etcd {}", machine.etcd) };
+        let _ = writeln!(
+            text,
+            "- {what}: measured {} at commit `{}` on {} cores of {}, {:.0} GiB of memory, Linux {}, {}{etcd}.",
+            machine.date,
+            machine.commit,
+            machine.cores,
+            machine.processor,
+            machine.memory_gib,
+            machine.kernel,
+            machine.file_system,
+        );
+    }
+    let rounds = record.shapes.values().map(|versus| versus.kv.len()).max().unwrap_or(0);
+    let _ = write!(text, "\nMedian of {rounds} rounds where there are several.");
+    text
 }
 
 fn goal_table(record: &Record) -> String {

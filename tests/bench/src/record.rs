@@ -16,8 +16,8 @@ use crate::machine::Machine;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Record {
-    /// The last run that changed it.
-    pub(crate) machine: Machine,
+    /// Who measured it, the last one last.
+    pub(crate) runs: Vec<Run>,
     /// Load shapes on both systems, by the shape's name.
     pub(crate) shapes: BTreeMap<String, Versus>,
     /// What the machine could do at most, by the limit's name.
@@ -27,6 +27,15 @@ pub(crate) struct Record {
     pub(crate) idle: Option<Idle>,
     pub(crate) memory: Option<Memory>,
     pub(crate) large: Option<Large>,
+}
+
+/// Where and with what some parts were measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Run {
+    pub(crate) machine: Machine,
+    /// Those of its parts that no later run measured.
+    pub(crate) parts: Vec<String>,
 }
 
 /// One shape on both systems: one sample a round.
@@ -107,7 +116,13 @@ pub(crate) struct Large {
 impl Record {
     /// Takes over the parts that a later run measured.
     pub(crate) fn update(&mut self, measured: Self) {
-        self.machine = measured.machine;
+        for later in measured.runs {
+            for run in &mut self.runs {
+                run.parts.retain(|part| !later.parts.contains(part));
+            }
+            self.runs.push(later);
+        }
+        self.runs.retain(|run| !run.parts.is_empty());
         self.shapes.extend(measured.shapes);
         self.limits.extend(measured.limits);
         if !measured.failover.is_empty() {
@@ -185,6 +200,23 @@ mod tests {
         assert_eq!(median([]), 0.0);
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn a_part_is_of_the_last_run_that_measured_it() {
+        let run = |commit: &str, parts: &[&str]| {
+            let machine = Machine { commit: commit.to_owned(), ..Machine::default() };
+            Record {
+                runs: vec![Run { machine, parts: parts.iter().map(|part| (*part).to_owned()).collect() }],
+                ..Record::default()
+            }
+        };
+        let mut kept = Record::default();
+        for (commit, parts) in [("a", vec!["put-1", "idle"]), ("b", vec!["large"]), ("c", vec!["idle", "large"])] {
+            kept.update(run(commit, &parts));
+        }
+        let stand: Vec<_> = kept.runs.iter().map(|run| (run.machine.commit.as_str(), run.parts.join(" "))).collect();
+        assert_eq!(stand, [("a", "put-1".to_owned()), ("c", "idle large".to_owned())]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::large;
 use crate::limits;
 use crate::machine::Machine;
 use crate::page;
-use crate::record::Record;
+use crate::record::{Record, Run};
 use crate::shapes::{SHAPES, Shape};
 use crate::table;
 use crate::versus::{Rounds, Systems};
@@ -118,7 +118,8 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     for name in &arguments.only {
         ensure!(known.contains(&name.as_str()), "no part {name:?}; there are {}", known.join(", "));
     }
-    let mut record = Record { machine: Machine::look(), ..Record::default() };
+    let parts = parts().map(|(name, _)| name).filter(|name| arguments.measures(name)).map(str::to_owned).collect();
+    let mut record = Record { runs: vec![Run { machine: Machine::look(), parts }], ..Record::default() };
     if !arguments.render {
         versus(arguments, &mut record).await?;
         alone(arguments, &mut record).await?;
@@ -140,19 +141,19 @@ fn publish(arguments: &Arguments, measured: Record, docs: &Path) -> Result<()> {
 /// The parts that need a cluster of their own.
 async fn alone(arguments: &Arguments, record: &mut Record) -> Result<()> {
     let lines = &arguments.lines;
-    if arguments.takes(FAILOVER, false) {
+    if arguments.measures(FAILOVER) {
         eprintln!("{FAILOVER}");
         record.failover = failover::measure(lines, arguments.kills).await?;
     }
-    if arguments.takes(IDLE, false) {
+    if arguments.measures(IDLE) {
         eprintln!("{IDLE}");
         record.idle = Some(footprint::idle(lines).await?);
     }
-    if arguments.takes(MEMORY, false) {
+    if arguments.measures(MEMORY) {
         eprintln!("{MEMORY}");
         record.memory = Some(footprint::memory(lines).await?);
     }
-    if arguments.all || arguments.only.iter().any(|name| name == LARGE) {
+    if arguments.measures(LARGE) {
         eprintln!("{LARGE}");
         record.large = Some(large::measure(lines, arguments.gib).await?);
     }
@@ -161,12 +162,13 @@ async fn alone(arguments: &Arguments, record: &mut Record) -> Result<()> {
 
 /// Shapes and limits, interleaved.
 async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
-    let shapes: Vec<Shape> = SHAPES.into_iter().filter(|shape| arguments.takes(shape.name, shape.quick)).collect();
-    let limits = arguments.takes(LIMITS, true);
+    let shapes: Vec<Shape> = SHAPES.into_iter().filter(|shape| arguments.measures(shape.name)).collect();
+    let limits = arguments.measures(LIMITS);
     let rounds = arguments.rounds();
     let systems = if shapes.is_empty() { None } else { Some(arguments.start().await?) };
     if let Some(Systems { etcd: Some((etcd, _)), .. }) = &systems {
-        record.machine.etcd = etcd.version().await?;
+        let version = etcd.version().await?;
+        record.runs.iter_mut().for_each(|run| run.machine.etcd.clone_from(&version));
     }
     if let (Some(systems), Some(shape)) = (&systems, shapes.first()) {
         systems.load(&shape.plan(rounds.warm_up, rounds.duration, 0)).await.context("loading the keys")?;
@@ -189,8 +191,14 @@ async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
 }
 
 impl Arguments {
-    fn takes(&self, part: &str, quick: bool) -> bool {
-        if self.only.is_empty() { quick || !self.quick } else { self.only.iter().any(|name| name == part) }
+    /// Whether a part is asked for.
+    fn measures(&self, part: &str) -> bool {
+        let is_quick = part == LIMITS || SHAPES.iter().any(|shape| shape.name == part && shape.quick);
+        match part {
+            _ if !self.only.is_empty() => self.only.iter().any(|name| name == part),
+            LARGE => self.all,
+            _ => is_quick || !self.quick,
+        }
     }
 
     fn rounds(&self) -> Rounds {
