@@ -25,6 +25,9 @@ const WINDOW_SPENT: Duration = Duration::from_secs(1);
 /// A request may be sent from node to node this often without a wait; more is a circle.
 const REDIRECTS_FREE: u32 = 2;
 
+/// A node's own failure is met with other attempts up to this one.
+const INTERNAL_TRIES: u32 = 4;
+
 /// Every so many failures in a row, all routes are fetched anew instead of asking the next replica.
 const REFRESH_EVERY: u32 = 4;
 
@@ -117,8 +120,10 @@ fn on_answer(error: &ServiceError, attempt: Attempt) -> Decision {
             backoff(elsewhere(attempt), least, attempt)
         }
         ServiceError::Overloaded { .. } => backoff(Step::Same, least, attempt),
-        // A node whose disk fails says so once and leads no more: another takes over.
-        ServiceError::Internal { .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
+        // A node whose disk fails says so and ends: another takes over. What goes on failing is a fault of the product.
+        ServiceError::Internal { .. } if attempt.number <= INTERNAL_TRIES => {
+            backoff(elsewhere(attempt), Duration::ZERO, attempt)
+        }
         ServiceError::DeadlineExceeded { .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
         ServiceError::Foreign { code: Code::Unavailable, .. } => backoff(elsewhere(attempt), Duration::ZERO, attempt),
         ServiceError::Invalid { .. }
@@ -133,6 +138,7 @@ fn on_answer(error: &ServiceError, attempt: Attempt) -> Decision {
         | ServiceError::SnapshotUnavailable { .. }
         | ServiceError::Conflict { .. }
         | ServiceError::Refused { .. }
+        | ServiceError::Internal { .. }
         | ServiceError::Foreign { .. } => Decision::Fail,
     }
 }

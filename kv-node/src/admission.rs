@@ -1,8 +1,8 @@
 //! What this node takes on: requests and their bytes within a budget, answers within another of the same size, so that
-//! answers that nobody reads keep no write out; and writes only while the disk has room.
+//! answers that nobody reads keep out only what would add to them; and writes only while the disk has room.
 //!
-//! Invariants: the sums of what is held by [`Permit`]s exceed a budget only by the answers of writes, which are told
-//! whatever they weigh; a permit that is dropped, however the request ended, gives all of it back.
+//! Invariants: the sums of what is held by [`Permit`]s exceed a budget only by the answers of writes that were begun, which
+//! are told whatever they weigh; a permit that is dropped, however the request ended, gives all of it back.
 //!
 //! Not here: the queues inside a replica (kv-raft); limits of one connection or stream (server, pipeline); how long an
 //! answer holds its permit (unsent).
@@ -93,6 +93,17 @@ impl Admission {
         }
     }
 
+    /// Whether calls are taken whose answers weigh something.
+    pub fn admit_answer(&self) -> Result<(), ServiceError> {
+        if self.held_answers() < self.bytes_max { Ok(()) } else { Err(answers_unread()) }
+    }
+
+    /// Whether more than half of the budget of answers is held.
+    #[must_use]
+    pub fn answers_need_room(&self) -> bool {
+        self.held_answers() > self.bytes_max / 2
+    }
+
     /// Stops taking writes for this reason, or takes them again.
     pub fn set_read_only(&self, why: Option<String>) {
         self.read_only.store(why.map(Arc::new));
@@ -135,16 +146,27 @@ impl Permit {
         let admission = &self.admission;
         let before = admission.answer_bytes.fetch_add(bytes, Ordering::Relaxed);
         admission.give_back(std::mem::replace(&mut self.held, Held::Answer { bytes }));
-        if before.saturating_add(bytes) > admission.bytes_max {
-            return Err(overloaded("the node's budget of answers that are not read yet"));
-        }
-        Ok(())
+        if before.saturating_add(bytes) > admission.bytes_max { Err(answers_unread()) } else { Ok(()) }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.give_back(self.held);
+    }
+}
+
+fn answers_unread() -> ServiceError {
+    overloaded("the node's budget of answers that are not read yet")
+}
+
+/// Whether a call may be answered with values, so that its answer weighs something.
+#[must_use]
+pub fn answers_values(request: &Request) -> bool {
+    match request {
+        Request::Get(_) | Request::BatchGet(_) | Request::Scan(_) | Request::CompareAndSet(_) => true,
+        Request::BatchWrite(batch) => !batch.conditions.is_empty(),
+        Request::Put(_) | Request::Delete(_) => false,
     }
 }
 
@@ -247,8 +269,10 @@ mod tests {
         assert_eq!((refused.reason(), refused.retry_after().is_some()), ("OVERLOADED", true));
         let mut none_more = admission.admit(1 << 19).expect("answers keep no request out");
         assert!(none_more.answered(0).is_err(), "what is sent all the same counts");
+        assert!(admission.answers_need_room() && admission.admit_answer().is_err());
         drop((first, other, none_more));
         assert_eq!((admission.held(), admission.held_answers()), ((0, 0), 0));
+        assert!(!admission.answers_need_room() && admission.admit_answer().is_ok());
     }
 
     #[test]

@@ -82,6 +82,9 @@ impl Server {
         let arrived = Instant::now();
         let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
         let mut permit = self.shared.admission.admit(admission::cost(&request))?;
+        if admission::answers_values(&request) {
+            self.shared.admission.admit_answer()?;
+        }
         let deadline = arrived + timeout;
         if Instant::now() >= deadline {
             return Err(errors::deadline("queue", Outcome::NotApplied));

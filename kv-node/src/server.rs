@@ -99,6 +99,7 @@ impl Grpc {
             stop: CancellationToken::new(),
             health,
         };
+        let admission = Arc::clone(&services.server.shared().admission);
         let api = KvApi::new(services.server, grpc.streams.clone(), grpc.stop_streams.clone());
         let api = KvServiceServer::new(api)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -108,7 +109,7 @@ impl Grpc {
             routes = routes.add_service(reflection);
         }
         let unsent = Unsent::default();
-        grpc.tasks.spawn(unsent.clone().run(grpc.stop.clone()));
+        grpc.tasks.spawn(unsent.clone().run(admission, grpc.stop.clone()));
         let watch = move |response| {
             let watched = unsent.watch(response);
             async { watched }

@@ -1,11 +1,14 @@
-//! Answers on their way out: what their readers have not taken yet is counted, and dropped if they take nothing.
+//! Answers on their way out: what their readers have not taken yet is counted, and dropped if room is short and they take
+//! nothing.
 //!
 //! Invariants:
 //! - what an answer holds (its permit) is held until the transport has taken all of it;
-//! - the transport gets an answer in pieces of [`PIECE`], the next only when its reader has room: so what it buffers of
-//!   each answer is bounded;
-//! - an answer of which nothing is taken for [`STALLED`] is dropped with all it holds; one that is still being made, as a
-//!   stream between two messages, waits for no reader and is never dropped.
+//! - the transport gets an answer in pieces of [`PIECE`], which hold on to nothing but themselves, and the next only when
+//!   the reader has announced room for it. So of an answer without a reader it has one piece, and of one whose reader
+//!   announced room and takes nothing from the connection no more than its send buffer (400 KiB) until the connection's
+//!   keepalive ends it;
+//! - an answer that takes up room while room is short, and of which nothing is taken from one look to the next
+//!   ([`LOOK`]), is dropped with all it holds; one that waits for its next message is never dropped.
 //!
 //! Not here: how much may be held (admission); readers that vanish, whose answers the transport drops itself.
 
@@ -22,13 +25,13 @@ use http_body::Frame;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Permit;
+use crate::admission::{Admission, Permit};
 
-/// As much is handed to the transport at once.
-const PIECE: usize = 32 << 10;
+/// As much is handed to the transport at once: a frame of HTTP/2.
+const PIECE: usize = 16 << 10;
 
-/// A reader that takes nothing for this long is taken for dead; it is found within half of it.
-pub const STALLED: Duration = Duration::from_secs(30);
+/// Between two looks for answers that nobody reads.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// Every answer on its way out; cheap to clone.
 #[derive(Clone, Default)]
@@ -44,29 +47,31 @@ struct Answers {
 struct Answer {
     /// None once it ended or was dropped.
     content: Option<Content>,
-    reader: Reader,
+    state: State,
 }
 
 struct Content {
     body: Body,
     /// What the body has given and the transport has not taken.
     rest: Bytes,
+    /// Whether a piece was cut off it.
+    cut: bool,
     _permit: Option<Arc<Permit>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    /// Took all there is: the body is asked for more.
-    Waits,
-    /// Took something since the last look.
-    Takes,
-    /// Took nothing since the last look.
-    Idle,
+#[derive(Clone, Copy)]
+enum State {
+    /// The reader took all there is: the next message is waited for.
+    AwaitsMessage,
+    /// The reader took something since the last look.
+    Read,
+    /// The reader took nothing since the last look.
+    Unread,
 }
 
 /// Why an answer ends before all of it is sent.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer was not read for {STALLED:?} and is dropped")]
+#[error("the answer was not read for {LOOK:?}, and the node needed its room")]
 struct NotRead;
 
 impl Unsent {
@@ -77,8 +82,8 @@ impl Unsent {
         if body.is_end_stream() {
             return Response::from_parts(parts, body);
         }
-        let content = Some(Content { body, rest: Bytes::new(), _permit: permit });
-        let answer = Arc::new(Mutex::new(Answer { content, reader: Reader::Takes }));
+        let content = Some(Content { body, rest: Bytes::new(), cut: false, _permit: permit });
+        let answer = Arc::new(Mutex::new(Answer { content, state: State::Read }));
         let mut answers = self.0.lock();
         let number = answers.next;
         answers.next += 1;
@@ -87,41 +92,46 @@ impl Unsent {
         Response::from_parts(parts, Body::new(Watched { unsent: self.clone(), number, answer }))
     }
 
-    /// Drops what dead readers leave behind, until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(STALLED / 2)).await.is_some() {
-            let dropped = self.look();
+    /// Drops what nobody reads whenever room for answers is short, until `stop`.
+    pub async fn run(self, admission: Arc<Admission>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            let dropped = self.look(admission.answers_need_room());
             if dropped > 0 {
-                tracing::info!(answers = dropped, "answers that nobody reads are dropped");
+                tracing::warn!(answers = dropped, "answers that nobody reads are dropped: their room is needed");
             }
         }
     }
 
-    /// Drops each answer of which nothing was taken since the last look but one; gives how many.
-    fn look(&self) -> usize {
+    /// Looks at each answer, and drops those of which nothing was taken since the last look if room is short; gives how
+    /// many.
+    fn look(&self, room_is_short: bool) -> usize {
         let answers: Vec<_> = self.0.lock().on_their_way.values().cloned().collect();
-        answers.iter().filter_map(|answer| answer.lock().look()).count()
+        answers.iter().filter_map(|answer| answer.lock().look(room_is_short)).count()
     }
 }
 
 impl Answer {
     /// What was dropped.
-    fn look(&mut self) -> Option<Content> {
-        match self.reader {
-            Reader::Waits => None,
-            Reader::Takes => {
-                self.reader = Reader::Idle;
+    fn look(&mut self, room_is_short: bool) -> Option<Content> {
+        match self.state {
+            State::AwaitsMessage => None,
+            State::Read => {
+                self.state = State::Unread;
                 None
             }
-            Reader::Idle => self.content.take(),
+            State::Unread if room_is_short => self.content.take(),
+            State::Unread => None,
         }
     }
 }
 
 impl Content {
-    /// At most a piece of what there is.
+    /// The next piece of what the body gave. A slice of more than itself would keep all of it in memory.
     fn piece(&mut self) -> Frame<Bytes> {
-        Frame::data(self.rest.split_to(self.rest.len().min(PIECE)))
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        let is_slice = !self.rest.is_empty() || self.cut;
+        self.cut = !self.rest.is_empty();
+        Frame::data(if is_slice { Bytes::copy_from_slice(&piece) } else { piece })
     }
 }
 
@@ -143,13 +153,13 @@ impl HttpBody for Watched {
         let mut answer = self.answer.lock();
         let answer = &mut *answer;
         let Some(content) = &mut answer.content else { return Poll::Ready(Some(Err(axum::Error::new(NotRead)))) };
-        answer.reader = Reader::Takes;
+        answer.state = State::Read;
         if !content.rest.is_empty() {
             return Poll::Ready(Some(Ok(content.piece())));
         }
         match Pin::new(&mut content.body).poll_frame(context) {
             Poll::Pending => {
-                answer.reader = Reader::Waits;
+                answer.state = State::AwaitsMessage;
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
@@ -184,7 +194,6 @@ mod tests {
     use futures::{FutureExt as _, StreamExt as _};
 
     use super::*;
-    use crate::admission::Admission;
 
     const LONG: usize = 3 * PIECE + 1;
 
@@ -225,16 +234,31 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_takes_is_dropped_with_its_permit_at_the_second_look() {
+    fn a_piece_keeps_nothing_else_in_memory() {
+        let whole = Bytes::from(vec![7; LONG]);
+        let mut body = Unsent::default().watch(answer(&admission(), whole.clone())).into_body();
+        for _ in 0..4 {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).now_or_never();
+            let piece = frame.unwrap().unwrap().unwrap().into_data().unwrap();
+            assert!(!whole.as_ptr_range().contains(&piece.as_ptr()));
+        }
+        drop(body);
+        assert!(whole.is_unique());
+    }
+
+    #[test]
+    fn an_answer_that_nobody_takes_is_dropped_at_the_second_look_if_room_is_short() {
         let (unsent, admission) = (Unsent::default(), admission());
         let mut never = unsent.watch(answer(&admission, "small")).into_body();
         let mut begun = unsent.watch(answer(&admission, vec![7; LONG])).into_body();
-        assert_eq!(unsent.look(), 0);
+        for room_is_short in [true, false, false] {
+            assert_eq!(unsent.look(room_is_short), 0);
+        }
         assert_eq!(next(&mut begun), Some(Some(Ok(PIECE))));
-        assert_eq!(unsent.look(), 1, "the one that took a piece is left alone");
+        assert_eq!(unsent.look(true), 1, "the one of which a piece was taken is left alone");
         assert_ne!(admission.held_answers(), 0);
-        assert_eq!(unsent.look(), 1);
-        assert_eq!((unsent.look(), admission.held_answers()), (0, 0));
+        assert_eq!(unsent.look(true), 1);
+        assert_eq!((unsent.look(true), admission.held_answers()), (0, 0));
         for body in [&mut never, &mut begun] {
             assert!(next(body).flatten().unwrap().unwrap_err().contains("was not read"));
         }
@@ -248,7 +272,7 @@ mod tests {
         assert_eq!(next(&mut body), Some(Some(Ok("message".len()))));
         assert_eq!(next(&mut body), None);
         for _ in 0..3 {
-            assert_eq!(unsent.look(), 0);
+            assert_eq!(unsent.look(true), 0);
         }
         assert_ne!(admission.held_answers(), 0);
     }

@@ -9,6 +9,7 @@
 //! (scan). A name that is not UTF-8, like any malformed protobuf, is refused by the decoder before a request exists.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use kv_proto::errors::{ServiceError, Violation};
@@ -31,8 +32,9 @@ use crate::admission::{condition_bytes, operation_bytes};
 /// Most faults listed in one answer; a batch of 4096 bad keys is told in fewer words.
 pub const VIOLATIONS_MAX: usize = 32;
 
-/// Before its caller gives up, an answer needs this long at most to get there.
-const ANSWER_ON_ITS_WAY: Duration = Duration::from_millis(50);
+/// An answer is due this long before its caller gives up: a tenth of the time, within these bounds. The lower one is what
+/// timers need to fire in order.
+const ANSWER_ON_ITS_WAY: RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(50);
 
 /// The header of a request that came without one.
 static NO_HEADER: RequestHeader = RequestHeader {
@@ -184,7 +186,7 @@ fn timeout(header: &RequestHeader, grpc: GrpcTimeout, faults: &mut Faults) -> Op
 /// the outcome. At that time the transport would tell it CANCELLED and no more.
 #[must_use]
 pub fn due(given: Duration) -> Duration {
-    given.saturating_sub((given / 10).min(ANSWER_ON_ITS_WAY))
+    given.saturating_sub((given / 10).clamp(*ANSWER_ON_ITS_WAY.start(), *ANSWER_ON_ITS_WAY.end()))
 }
 
 #[derive(Default)]

@@ -71,7 +71,7 @@ pub enum ServiceError {
     /// The deadline passed.
     #[error("deadline passed while the request was in {stage}")]
     DeadlineExceeded {
-        /// Where it was: "queue", "propose", "read", "forward".
+        /// Where it was: "queue", "propose", "read", "forward", "transport".
         stage: String,
         /// Whether it may have been applied.
         outcome: Outcome,

@@ -1,7 +1,7 @@
 //! What the nodes say of themselves at one moment, condensed for the plan.
 //!
-//! Invariants: of several replicas that claim to lead a shard only the one of the highest term is believed, and none that a
-//! majority does not answer.
+//! Invariants: of several replicas that claim to lead a shard, and that a majority answers, only the one of the highest term
+//! is believed.
 //!
 //! Not here: asking the nodes (run).
 

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a stream has a bounded number of calls and bytes in flight (but for the message it is reading) and of unsent
 //!   replies: beyond either nothing more is read from it, so a slow reader slows only itself;
-//! - what a reply holds is held until the transport asks for more than the message it is in;
+//! - what a reply holds is held until the transport asks for more than the message it is in (a small message it gathers
+//!   into a piece with the next one);
 //! - when the client vanishes, all it had in flight is dropped;
 //! - a call at fault fails alone; every call read is answered once, unless the stream ends first.
 //!

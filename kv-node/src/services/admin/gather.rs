@@ -79,8 +79,9 @@ pub(super) async fn leader(
     until: Instant,
 ) -> Result<(u64, ReplicaStatus), ServiceError> {
     loop {
+        let missing = || ServiceError::NoLeader { shard, retry_after: ELECTION };
         let view = shared.view.load_full();
-        let answers = ask(shared, &view).await;
+        let answers = tokio::time::timeout_at(until, ask(shared, &view)).await.map_err(|_| missing())?;
         let replicas = answers.values().flatten().flat_map(|status| &status.replicas);
         let leads =
             |status: &&ReplicaStatus| status.shard_id == shard.0 && status.role == "leader" && !status.no_quorum;
@@ -88,7 +89,7 @@ pub(super) async fn leader(
             return Ok((leader.node_id, leader.clone()));
         }
         if Instant::now() + ELECTION > until {
-            return Err(ServiceError::NoLeader { shard, retry_after: ELECTION });
+            return Err(missing());
         }
         tokio::time::sleep(ELECTION).await;
     }
