@@ -137,13 +137,12 @@ impl Admin {
     {
         let deadline = Deadline::after(self.timeout);
         let (mut number, mut outcome) = (0, Outcome::NotApplied);
+        let mut turns = Turns::default();
         loop {
-            let addresses = self.addresses();
-            let turn = usize::try_from(number).unwrap_or(0).checked_rem(addresses.len());
-            let address = turn.and_then(|turn| addresses.get(turn)).ok_or_else(|| Error::usage("no endpoints"))?;
+            let address = turns.next(self.addresses()).ok_or_else(|| Error::usage("no endpoints"))?;
             number += 1;
             let error = match self
-                .ask(effect, address, deadline, async |client, timeout| {
+                .ask(effect, &address, deadline, async |client, timeout| {
                     let mut request = Request::new(request.clone());
                     request.set_timeout(timeout);
                     send(client, request).await
@@ -151,7 +150,7 @@ impl Admin {
                 .await
             {
                 Ok(answer) => {
-                    self.core.answered(address);
+                    self.core.answered(&address);
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -163,12 +162,12 @@ impl Admin {
             }
             let remaining = deadline.at.saturating_duration_since(Instant::now());
             let attempt = Attempt { number, repeatable: effect == Effect::Reads, remaining, budget: true };
-            // Every endpoint that cannot be reached was asked once: no use to wait for all of them.
-            let all_silent = matches!(&error, CallError::Connection(error) if !error.sent())
-                && usize::try_from(number).is_ok_and(|number| number >= addresses.len().max(2));
+            // No endpoint can be reached, one alone at the second try: no use to wait for all of them.
+            turns.reached |= !matches!(&error, CallError::Connection(error) if !error.sent());
+            let all_silent = !turns.reached && number > 1 && turns.all_asked;
             // A node may be a moment behind the catalog; once all were asked, there is no such shard.
-            let unknown_to_all = matches!(&error, CallError::Service(ServiceError::ShardNotFound { .. }))
-                && usize::try_from(number).is_ok_and(|number| number >= addresses.len());
+            let unknown_to_all =
+                matches!(&error, CallError::Service(ServiceError::ShardNotFound { .. })) && turns.all_asked;
             match decide(&error, attempt) {
                 Decision::Retry { least, window, .. } if !remaining.is_zero() && !all_silent && !unknown_to_all => {
                     let pause = least + window.mul_f64(rand::random());
@@ -199,6 +198,28 @@ impl Admin {
     }
 }
 
+/// Whose turn it is: every endpoint's once, then everyone's again. Their order may change between two turns.
+#[derive(Debug, Default)]
+struct Turns {
+    asked: Vec<Arc<str>>,
+    /// Whether all have had their turn.
+    all_asked: bool,
+    /// Whether anyone was reached.
+    reached: bool,
+}
+
+impl Turns {
+    fn next(&mut self, addresses: Vec<Arc<str>>) -> Option<Arc<str>> {
+        if addresses.iter().all(|address| self.asked.contains(address)) {
+            self.asked.clear();
+        }
+        let address = addresses.iter().find(|address| !self.asked.contains(address))?.clone();
+        self.asked.push(address.clone());
+        self.all_asked |= addresses.iter().all(|address| self.asked.contains(address));
+        Some(address)
+    }
+}
+
 async fn flatten<A>(
     answer: impl Future<Output = Result<Result<Response<A>, Status>, tokio::time::error::Elapsed>>,
     address: &Arc<str>,
@@ -223,5 +244,25 @@ fn to_error(status: &Status, address: &Arc<str>) -> CallError {
 impl std::fmt::Debug for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Admin").field("timeout", &self.timeout).field("only", &self.only).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(turns: &mut Turns, order: &[&str]) -> (String, bool) {
+        let address = turns.next(order.iter().map(|address| Arc::from(*address)).collect()).unwrap();
+        (address.to_string(), turns.all_asked)
+    }
+
+    #[test]
+    fn everyone_is_asked_once_though_a_dead_node_changes_places() {
+        let mut turns = Turns::default();
+        assert_eq!(turn(&mut turns, &["dead", "live"]), ("dead".to_owned(), false));
+        assert_eq!(turn(&mut turns, &["live", "dead"]), ("live".to_owned(), true));
+        assert_eq!(turn(&mut turns, &["live", "dead"]), ("live".to_owned(), true));
+        assert_eq!(turn(&mut turns, &["live", "dead"]), ("dead".to_owned(), true));
+        assert!(Turns::default().next(Vec::new()).is_none());
     }
 }

@@ -97,7 +97,7 @@ pub enum ServiceError {
         name: String,
     },
     /// The name is taken.
-    #[error("{what} {name:?} already exists")]
+    #[error("{name:?} already exists, as a {what}")]
     AlreadyExists {
         /// "keyspace", ...
         what: String,
@@ -117,7 +117,7 @@ pub enum ServiceError {
     CursorMismatch,
     /// A batch names keys of several shards.
     #[error(
-        "the batch names keys of shards {first} and {second}: a batch is atomic within one shard; use a hash tag or split it"
+        "the batch names keys of shards {first} and {second}: a batch is atomic within one shard; split it, or give keys that belong together a common hash tag in a hash keyspace"
     )]
     CrossShard {
         /// The shard of the first key.
@@ -126,7 +126,7 @@ pub enum ServiceError {
         second: ShardId,
     },
     /// Another replica leads the shard, or the shard is not on this node.
-    #[error("shard {} is served elsewhere", hint_shard(hint))]
+    #[error("shard {} is not led by the node that was asked", hint_shard(hint))]
     NotLeader {
         /// Where to go; its leader is 0 if not known.
         hint: Box<RouteHint>,

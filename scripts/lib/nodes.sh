@@ -146,14 +146,12 @@ why_not_ready() {
     } 2>/dev/null
 }
 
-# Waits until node N answers PATH with 200; fails with the end of its log if it died or the seconds are over.
+# Waits until node N answers PATH with 200; fails with the end of its log if it died or the seconds are over. 3: it never
+# will, because it was removed from the cluster.
 await_http() {
     local number="$1" path="$2" end=$((SECONDS + $3))
     until [[ "$(http_status "$number" "$path")" == 200 ]]; do
-        if [[ "$(why_not_ready "$number")" == *"removed from the cluster"* ]]; then
-            note "node $number was removed from the cluster:  scripts/cluster stop $number"
-            return 0
-        fi
+        [[ "$(why_not_ready "$number")" != *"removed from the cluster"* ]] || return 3
         node_pid "$number" >/dev/null || fail_with_log "$number" "ended instead of starting"
         ((SECONDS < end)) || fail_with_log "$number" "did not answer $path with 200 within $3 s"
         sleep 0.1

@@ -37,11 +37,11 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the answer is no: key not found, condition not met, refused
+  1  the answer is no: key not found, condition not met, refused, an action that failed
   2  the command line or the request is wrong
   3  unavailable or timed out; nothing was applied
   4  outcome unknown: the write may or may not be applied
-  5  doctor or health found problems
+  5  doctor, health or shard check found problems
   6  a local file or stream cannot be read or written
   130  Ctrl-C";
 

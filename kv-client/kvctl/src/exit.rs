@@ -30,7 +30,7 @@ pub(crate) enum Exit {
     Unavailable = 3,
     /// A write that may or may not be applied.
     Unknown = 4,
-    /// doctor or health found problems.
+    /// doctor, health or shard check found problems.
     Problems = 5,
     /// A file or stream of this machine.
     Local = 6,
@@ -153,9 +153,13 @@ impl Failure {
         Self::new(exit, reason, message_of(error)).advise(advice_of(error))
     }
 
-    /// Says what was attempted.
+    /// Says what was attempted; a name that fills the screen would hide the rest.
     pub(crate) fn doing(mut self, doing: impl Into<String>) -> Self {
         self.doing = doing.into();
+        if let Some((cut, _)) = self.doing.char_indices().nth(DOING_CHARS) {
+            self.doing.truncate(cut);
+            self.doing.push('…');
+        }
         self
     }
 
@@ -275,6 +279,9 @@ pub(crate) fn message_of(error: &ServiceError) -> String {
     error.to_string()
 }
 
+/// Of what was attempted, in a message.
+const DOING_CHARS: usize = 80;
+
 const UNREACHABLE: &str =
     "check that the nodes run and --endpoints names them; scripts/cluster up starts a local cluster";
 
@@ -327,7 +334,7 @@ fn advice_of(error: &ServiceError) -> &'static str {
         ServiceError::ClusterMismatch { .. } => "the endpoints belong to different clusters: check --endpoints",
         ServiceError::CursorMismatch => "leave --cursor out to begin again",
         ServiceError::CrossShard { .. } => {
-            "give the keys a common hash tag such as {user1}:name, or leave --atomic out"
+            "leave --atomic out; in a hash keyspace keys with a common hash tag, such as {user1}:name, are of one shard"
         }
         ServiceError::NotLeader { .. } | ServiceError::StaleRoute { .. } | ServiceError::NoLeader { .. } => {
             "an election takes about a second: try again; if it stays so, kvctl doctor says why"
@@ -382,6 +389,13 @@ error: put a failed: what answers there does not speak gRPC
   nothing was applied
   hint: no kv node serves gRPC there: check --endpoints (the HTTP port is another one)";
         assert_eq!((failure.exit, failure.render(Look::default()).as_str()), (Exit::Usage, expected));
+    }
+
+    #[test]
+    fn a_long_key_does_not_hide_what_is_wrong_with_it() {
+        let error = ServiceError::invalid("key", "is 5000 bytes; at most 4096");
+        let shown = Failure::write(&error, Outcome::NotApplied).doing(format!("put {}", "k".repeat(5000))).to_string();
+        assert!(shown.contains("kkk… failed") && shown.contains("at most 4096") && shown.len() < 200, "{shown}");
     }
 
     #[test]

@@ -127,7 +127,7 @@ fn probe_json(probe: &Probe) -> Value {
         "node": probe.answer.as_ref().ok().map(|(_, node)| node),
         "cluster_id": probe.answer.as_ref().ok().map(|(cluster, _)| cluster),
         "error": probe.answer.as_ref().err(),
-        "took_ms": probe.took.as_secs_f64() * 1e3,
+        "took_ms": (probe.took.as_secs_f64() * 1e6).round() / 1e3,
     })
 }
 

@@ -35,6 +35,8 @@ pub(crate) fn duration(duration: Duration) -> String {
         format!("{:.1}s", duration.as_secs_f64())
     } else if (1..10).contains(&duration.as_millis()) {
         format!("{:.1}ms", duration.as_secs_f64() * 1e3)
+    } else if duration.is_zero() {
+        "0s".to_owned()
     } else if duration.as_millis() > 0 {
         format!("{}ms", duration.as_millis())
     } else {

@@ -120,11 +120,10 @@ fn replicas(listing: &ShardListing, shard: &Shard) -> Text {
     toned(words.join(" "), if any_down { Tone::Bad } else { Tone::Plain })
 }
 
-/// Entries the slowest living replica is behind; None without a leader.
+/// Entries the replica that is furthest behind lacks, also one that is down; None without a leader.
 fn worst_lag(listing: &ShardListing) -> Option<u64> {
     let leader = leader_of(listing)?;
-    let alive = |id: u64| listing.replicas.iter().any(|status| status.replica_id == id && status.role != "down");
-    Some(leader.followers.iter().filter(|lag| alive(lag.replica_id)).map(|lag| lag.lag).max().unwrap_or(0))
+    Some(leader.followers.iter().map(|lag| lag.lag).max().unwrap_or(0))
 }
 
 /// Whether it serves, in words that `-o json` prints too.
@@ -365,7 +364,7 @@ mod tests {
     fn the_list_marks_leader_learner_and_what_is_down() {
         let expected = "\
 SHARD  KEYSPACE  RANGE         LEADER  NODES       STATE    LAG     SIZE  TERM  APPLIED  EPOCH
-    4  default   slots 0-8191       1  1* 2 3! 4+  serving   12  5.0 MiB     7    1,200      3";
+    4  default   slots 0-8191       1  1* 2 3! 4+  serving  900  5.0 MiB     7    1,200      3";
         assert_eq!(table(&[listing()], &kinds()).render(Look::default()), expected);
     }
 
@@ -397,7 +396,7 @@ NODE  REPLICA  VOTES  ROLE      TERM   LAST  APPLIED  LAG     SIZE
         listing.replicas[1].role = "down".into();
         let expected = "\
 SHARD  KEYSPACE  RANGE         LEADER  NODES        STATE      LAG     SIZE  TERM  APPLIED  EPOCH
-    4  default   slots 0-8191      1?  1? 2! 3! 4+  no quorum   12  5.0 MiB     7    1,200      3";
+    4  default   slots 0-8191      1?  1? 2! 3! 4+  no quorum  900  5.0 MiB     7    1,200      3";
         assert_eq!(table(&[listing.clone()], &kinds()).render(Look::default()), expected);
         let text = describe(&listing, &kinds(), Look::default());
         assert!(

@@ -4,6 +4,7 @@
 //!
 //! Not here: what may be completed (completion), the commands (run).
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
@@ -71,7 +72,9 @@ pub(crate) fn run(runtime: &Runtime, mut context: Context) -> Exit {
         // A first session has none.
         drop(editor.load_history(file));
     }
-    context.output.note(WELCOME);
+    if std::io::stdin().is_terminal() {
+        context.output.note(WELCOME);
+    }
     learn_keyspaces(runtime, &context, &mut editor);
     loop {
         let line = match editor.readline(&prompt(&context)) {

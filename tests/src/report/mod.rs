@@ -96,14 +96,14 @@ fn table(page: &mut String, what: &str, count: &str, rows: &BTreeMap<String, u64
 /// What the README says: in bold what a reader looks for first.
 fn line(sums: &Sums, at: &str) -> String {
     let total = |name: &str| sums.values().map(|sum| sum.total(name)).sum::<u64>();
-    let hours = |kind: &str| sums.get(kind).map_or(0.0, |sum| sum.total("seconds") as f64 / 3600.0);
+    let minutes = |kind: &str| sums.get(kind).map_or(0, |sum| sum.total("seconds") / 60);
     let faults: u64 = sums.values().map(Sum::faults).sum();
     format!(
-        "The last campaign of `just proof`: **{} operations checked** under {faults} faults, {:.1} hours of storms on real \
-         processes and {:.1} hours simulated, **{} violations**; {at}. Goal by goal: [docs/proof.md](docs/proof.md).\n",
+        "The last campaign of `just proof`: **{} operations checked** under {faults} faults, {} minutes of storms on real \
+         processes and {} minutes simulated, **{} violations**; {at}. Goal by goal: [docs/proof.md](docs/proof.md).\n",
         total("operations"),
-        hours("cluster"),
-        hours("simulation"),
+        minutes("cluster"),
+        minutes("simulation"),
         total("violations")
     )
 }

@@ -163,14 +163,19 @@ pub fn remove(
         NodeState::Active | NodeState::Draining | NodeState::Drained | NodeState::Unspecified => {
             if !forced(force, FORCE_NOT_DRAINED) {
                 let why = format!(
-                    "node {node_id} is {} and holds {} replicas: drain it first",
+                    "node {node_id} is {} in the catalog and holds {} replicas: drain it first",
                     state_name(&node),
                     holds.len()
                 );
                 return Err(refused(why, FORCE_NOT_DRAINED));
             }
             if alive(node_id) {
-                return Err(refused(format!("node {node_id} is alive: drain it, or stop it for good first"), ""));
+                return Err(refused(
+                    format!(
+                        "node {node_id} was heard from just now: drain it; or, if it is gone for good, try again in a few seconds"
+                    ),
+                    "",
+                ));
             }
             check_survival(records, node_id, alive)?;
             node.set_state(NodeState::Lost);
