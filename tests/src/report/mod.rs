@@ -183,8 +183,8 @@ mod tests {
         assert!(page.contains("| kill | 3 |") && page.contains("Seeds: 1, 2."), "{page}");
         assert!(page.contains("Longest served after: 5 ms."), "{page}");
         let line = line(&sums, "today");
-        assert!(line.contains("**35 operations checked** under 4 faults, 1.0 hours of storms"), "{line}");
-        assert!(line.contains("0.1 hours simulated, **1 violations**; today."), "{line}");
+        assert!(line.contains("**35 operations checked** under 4 faults, 60 minutes of storms"), "{line}");
+        assert!(line.contains("6 minutes simulated, **1 violations**; today."), "{line}");
     }
 
     fn row<'p>(page: &'p str, goal: &str) -> &'p str {
