@@ -31,6 +31,14 @@ fn ids((message, _): &Outgoing<()>) -> Vec<u64> {
     message.as_ref().unwrap().replies.iter().map(|reply| reply.id).collect()
 }
 
+/// A hundred calls, each counted when it is read.
+fn counted(read: Rc<Cell<usize>>) -> impl Stream<Item = Result<PipelineRequest, Status>> {
+    futures::stream::iter(1..=100).map(move |id| {
+        read.set(read.get() + 1);
+        message([get(id)])
+    })
+}
+
 async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(10), future).await.expect("it ends in time")
 }
@@ -104,11 +112,7 @@ async fn a_slow_call_holds_up_no_other() {
 async fn no_more_is_read_than_the_stream_may_have_in_flight() {
     let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
     let read = Rc::new(Cell::new(0));
-    let counting = read.clone();
-    let inbound = futures::stream::iter(1..=100).map(move |id| {
-        counting.set(counting.get() + 1);
-        message([get(id)])
-    });
+    let inbound = counted(read.clone());
     let serve = |_| std::future::pending::<Result<(Response, ()), ServiceError>>();
     let metrics = metrics();
     let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
@@ -169,11 +173,7 @@ async fn what_a_reply_holds_is_given_back_when_the_transport_asks_for_more() {
 async fn replies_that_nobody_reads_count_as_calls_in_flight() {
     let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
     let read = Rc::new(Cell::new(0));
-    let counting = read.clone();
-    let inbound = futures::stream::iter(1..=100).map(move |id| {
-        counting.set(counting.get() + 1);
-        message([get(id)])
-    });
+    let inbound = counted(read.clone());
     let metrics = metrics();
     let mut run = Box::pin(run(inbound, sender, echo, LIMITS, (&metrics, CancellationToken::new())));
     for _ in 0..50 {
