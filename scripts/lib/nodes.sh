@@ -69,10 +69,18 @@ signal_node() {
     kill "-$1" "$pid"
 }
 
+# Whether a process that is no node any more has not quite ended: it may hold its port and its folder's lock still.
+is_ending() {
+    local threads=("/proc/$1/task/"*)
+    [[ -e "/proc/$1/task" && ! -e "/proc/$1/exe" ]] || return 1
+    ((${#threads[@]} > 1)) || ! grep -q '^State:[[:space:]]*[ZX]' "/proc/$1/status" 2>/dev/null
+}
+
 # Waits until node N's process is gone; fails after the given seconds.
 await_exit() {
-    local end=$((SECONDS + $2))
-    while node_pid "$1" >/dev/null; do
+    local pid end=$((SECONDS + $2))
+    pid="$(<"$(node_dir "$1")/pid")"
+    while node_pid "$1" >/dev/null || is_ending "$pid"; do
         ((SECONDS < end)) || return 1
         sleep 0.1
     done
