@@ -31,12 +31,20 @@ fn ids((message, _): &Outgoing<()>) -> Vec<u64> {
     message.as_ref().unwrap().replies.iter().map(|reply| reply.id).collect()
 }
 
-/// A hundred calls, each counted when it is read.
-fn counted(read: Rc<Cell<usize>>) -> impl Stream<Item = Result<PipelineRequest, Status>> {
-    futures::stream::iter(1..=100).map(move |id| {
+/// So many calls, each counted when it is read.
+fn counted(calls: u64, read: Rc<Cell<usize>>) -> impl Stream<Item = Result<PipelineRequest, Status>> {
+    futures::stream::iter(1..=calls).map(move |id| {
         read.set(read.get() + 1);
         message([get(id)])
     })
+}
+
+/// Gives a stream that nobody reads the time to read all it will; it does not end.
+async fn goes_on(mut run: Pin<&mut impl Future>) {
+    for _ in 0..50 {
+        assert!(run.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
@@ -112,7 +120,7 @@ async fn a_slow_call_holds_up_no_other() {
 async fn no_more_is_read_than_the_stream_may_have_in_flight() {
     let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
     let read = Rc::new(Cell::new(0));
-    let inbound = counted(read.clone());
+    let inbound = counted(100, read.clone());
     let serve = |_| std::future::pending::<Result<(Response, ()), ServiceError>>();
     let metrics = metrics();
     let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
@@ -123,12 +131,8 @@ async fn no_more_is_read_than_the_stream_may_have_in_flight() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
     let (sender, receiver) = mpsc::channel(MESSAGES_UNSENT);
-    let read = Rc::new(Cell::new(0_usize));
-    let counting = read.clone();
-    let inbound = futures::stream::iter(1..=1000).map(move |id| {
-        counting.set(counting.get() + 1);
-        message([get(id)])
-    });
+    let read = Rc::new(Cell::new(0));
+    let inbound = counted(1000, read.clone());
     let large = |_| async {
         let value = vec![0; 1 << 20].into();
         let entry = Some(kv_proto::pb::v1::KeyValue { key: "k".into(), value, commit_timestamp: 1 });
@@ -136,10 +140,7 @@ async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
     };
     let metrics = metrics();
     let mut run = Box::pin(run(inbound, sender, large, LIMITS, (&metrics, CancellationToken::new())));
-    for _ in 0..50 {
-        assert!(run.as_mut().now_or_never().is_none());
-        tokio::task::yield_now().await;
-    }
+    goes_on(run.as_mut()).await;
     assert!(read.get() < 20, "{} calls were read though nobody reads the replies", read.get());
     drop(receiver);
     within(run).await;
@@ -173,13 +174,10 @@ async fn what_a_reply_holds_is_given_back_when_the_transport_asks_for_more() {
 async fn replies_that_nobody_reads_count_as_calls_in_flight() {
     let (sender, _receiver) = mpsc::channel(MESSAGES_UNSENT);
     let read = Rc::new(Cell::new(0));
-    let inbound = counted(read.clone());
+    let inbound = counted(100, read.clone());
     let metrics = metrics();
     let mut run = Box::pin(run(inbound, sender, echo, LIMITS, (&metrics, CancellationToken::new())));
-    for _ in 0..50 {
-        assert!(run.as_mut().now_or_never().is_none());
-        tokio::task::yield_now().await;
-    }
+    goes_on(run.as_mut()).await;
     assert!(read.get() <= LIMITS.calls + MESSAGES_UNSENT * LIMITS.calls, "{} calls were read", read.get());
 }
 
