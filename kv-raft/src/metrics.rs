@@ -54,6 +54,8 @@ pub struct RaftMetrics {
     pub overloaded: Counter,
     /// Quorum rounds run for reads; each serves every read that waited.
     pub read_rounds: Counter,
+    /// Those of leaders that consensus ran, because the voters' votes alone did not confirm the leader.
+    pub consensus_read_rounds: Counter,
     /// Links to other nodes that were set up.
     pub links_opened: Counter,
     /// Frames sent to other nodes.
@@ -110,6 +112,10 @@ impl RaftMetrics {
             read_rounds: counter(
                 "kv_read_rounds",
                 "Rounds run for reads: a leader asks a quorum, a follower its leader",
+            ),
+            consensus_read_rounds: counter(
+                "kv_read_rounds_by_consensus",
+                "Rounds that consensus ran for reads, because a majority's votes alone did not confirm the leader",
             ),
             links_opened: counter("kv_links_opened", "Links to other nodes that were set up"),
             frames_sent: counter("kv_frames_sent", "Raft frames sent to other nodes"),

@@ -209,6 +209,7 @@ async fn commands_that_wait_together_share_entries_and_readers_share_rounds() {
     assert!(futures::future::join_all(reads).await.iter().all(Result::is_ok));
     println!("2000 reads at once: {:?} in {} rounds", begun.elapsed(), metrics.read_rounds.get() - rounds);
     assert!(metrics.read_rounds.get() - rounds < 200);
+    assert_eq!(metrics.consensus_read_rounds.get(), 0, "votes alone confirmed a leader at work");
     cluster.converged().await;
     cluster.stop_all().await;
 }

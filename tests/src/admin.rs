@@ -36,6 +36,13 @@ impl Admin {
         answer.into_inner().status.context("the answer has no status")
     }
 
+    /// Makes the node know every change of the catalog that was made before, also one whose caller got no answer: it shows
+    /// what an edit left, and this one of an active node leaves all as it is.
+    pub async fn catch_up(&mut self, active_node: u64) -> Result<()> {
+        self.service.undrain_node(pb::UndrainNodeRequest { node_id: active_node }).await?;
+        Ok(())
+    }
+
     /// The catalog as the node knows it.
     pub async fn catalog(&mut self) -> Result<pb::Catalog> {
         let answer = self.service.get_catalog(pb::GetCatalogRequest {}).await?;

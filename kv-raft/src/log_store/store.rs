@@ -67,6 +67,12 @@ impl LogStore {
         LogState { last_purged_log_id: state.purged, last_log_id: state.last }
     }
 
+    /// The durable vote, from memory.
+    #[must_use]
+    pub fn vote(&self) -> Option<Vote> {
+        self.log.lock().vote
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         self.engine.shared()
     }

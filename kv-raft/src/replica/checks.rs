@@ -316,7 +316,7 @@ impl Replica {
     async fn propose_order(&self, order: &Order) -> Result<u64, ProposeError> {
         self.check_leads()?;
         self.used();
-        self.read_index().await.map_err(not_confirmed)?;
+        self.quorum_round().await.map_err(not_confirmed)?;
         match self.write_batch(CommandBatch::order(self.context.clock.now(), order)).await? {
             Ok(response) => Ok(response.log_id.index),
             Err(ClientWriteError::ForwardToLeader(forward)) => {

@@ -148,7 +148,7 @@ impl Replica {
             return Err(MembershipError::NotLeader { leader: self.leader() });
         }
         self.used();
-        let index = self.read_index().await.map_err(from_read)?;
+        let index = self.quorum_round().await.map_err(from_read)?;
         self.wait_applied(index).await.map_err(from_read)?;
         Ok(self.status())
     }

@@ -7,6 +7,8 @@
 
 mod company;
 
+mod confirm;
+
 mod context;
 
 mod keeper;
@@ -91,6 +93,9 @@ pub struct Replica {
     this: Weak<Self>,
     proposals: Proposals,
     reads: Reads,
+    log: LogStore,
+    /// The committed index that the others may know from this replica.
+    told: Arc<AtomicU64>,
     leader: watch::Sender<Option<LeaderInfo>>,
     /// Milliseconds since the context began.
     last_used: AtomicU64,
@@ -143,7 +148,10 @@ impl Replica {
         let votes_from = (!created).then(|| Instant::from(shared.started) + shared.timing.election_max);
         let votes_from = votes_from.filter(|from| *from > Instant::now());
         let config = shared.raft_config(shard, votes_from.is_none()).map_err(StartError::Consensus)?;
-        let network = Network::new(Arc::clone(shared.transport.inner()), ReplicaAddress { shard, replica });
+        let told = Arc::new(AtomicU64::new(0));
+        let address = ReplicaAddress { shard, replica };
+        let network = Network::new(Arc::clone(shared.transport.inner()), address, Arc::clone(&told));
+        let log = store.clone();
         failpoint!("replica.log_opened");
         let raft = openraft::Raft::new(replica.0, Arc::new(config), network, store, machine)
             .await
@@ -156,6 +164,8 @@ impl Replica {
             this: Weak::clone(this),
             proposals: Proposals::default(),
             reads: Reads::default(),
+            log,
+            told,
             leader: watch::Sender::new(None),
             last_used: AtomicU64::new(shared.now_ms()),
             hibernated: AtomicBool::new(false),

@@ -333,7 +333,7 @@ impl Replica {
         let written = match self.write(commands).await? {
             // The shard slept, or hears from no majority: a quorum round tells which.
             Err(ClientWriteError::ForwardToLeader(forward)) if forward.reason == ForwardReason::LeaseExpired => {
-                self.read_index().await.map_err(not_confirmed)?;
+                self.quorum_round().await.map_err(not_confirmed)?;
                 self.write(commands).await?
             }
             written => written,

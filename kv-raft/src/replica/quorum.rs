@@ -46,7 +46,8 @@ impl Replica {
         let asking_ms = self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire));
         let has_asked = is_awake && Duration::from_millis(asking_ms) >= patience;
         // While nobody is asked, what comes from the voters' nodes stands in for their answers.
-        has_asked || !has_majority(membership, |node| self.is_heard(node, patience))
+        let is_heard = |voter| membership.get_node(&voter).is_some_and(|at| self.is_heard(NodeId(at.node), patience));
+        has_asked || !has_majority(membership, is_heard)
     }
 
     fn is_heard(&self, node: NodeId, within: Duration) -> bool {
@@ -55,12 +56,10 @@ impl Replica {
     }
 }
 
-/// Whether a majority of the voters, of both sets while they change, lives on nodes that are there.
-fn has_majority(membership: &Membership, is_there: impl Fn(NodeId) -> bool) -> bool {
-    membership.get_joint_config().iter().all(|voters| {
-        let node = |voter: &&u64| membership.get_node(voter).is_some_and(|member| is_there(NodeId(member.node)));
-        voters.iter().filter(node).count() * 2 > voters.len()
-    })
+/// Whether these are a majority of the voters, of both sets while they change.
+pub(super) fn has_majority(membership: &Membership, counts: impl Fn(u64) -> bool) -> bool {
+    let mut sets = membership.get_joint_config().iter();
+    sets.all(|voters| voters.iter().filter(|voter| counts(**voter)).count() * 2 > voters.len())
 }
 
 #[cfg(test)]
@@ -75,9 +74,9 @@ mod tests {
         let members: BTreeMap<u64, Member> = (1..=5).map(|id| (id, Member { node: id + 10 })).collect();
         let sets = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([3, 4, 5])];
         let membership = Membership::new(sets, members).unwrap();
-        let there = |nodes: &[u64]| has_majority(&membership, |node| nodes.contains(&node.0));
-        assert!(there(&[11, 13, 14]));
-        assert!(!there(&[11, 12, 13]), "a majority of the first set only");
-        assert!(!there(&[13, 14, 15]), "a majority of the second set only");
+        let there = |voters: &[u64]| has_majority(&membership, |voter| voters.contains(&voter));
+        assert!(there(&[1, 3, 4]));
+        assert!(!there(&[1, 2, 3]), "a majority of the first set only");
+        assert!(!there(&[3, 4, 5]), "a majority of the second set only");
     }
 }

@@ -228,13 +228,29 @@ impl Replica {
             self.context.metrics.read_rounds.inc();
             failpoint!("replica.read_round");
             let confirmed = match witness {
-                Witness::Quorum => self.linearizer(ReadPolicy::ReadIndex.into()).await,
+                Witness::Quorum => self.ask_quorum().await,
                 Witness::Leader => self.ask_leader().await,
             };
             for reader in readers {
                 let _ = reader.send(confirmed.clone());
             }
         }
+    }
+
+    /// Asks a majority whether this replica still leads.
+    async fn ask_quorum(&self) -> Result<u64, ReadError> {
+        match self.stopping.run_until_cancelled(self.confirmed_index()).await.flatten() {
+            Some(index) => Ok(index),
+            None => {
+                self.context.metrics.consensus_read_rounds.inc();
+                self.quorum_round().await
+            }
+        }
+    }
+
+    /// The same by consensus, which renews the leader's lease and makes followers of voters that did not know of it.
+    pub(super) async fn quorum_round(&self) -> Result<u64, ReadError> {
+        self.linearizer(ReadPolicy::ReadIndex.into()).await
     }
 
     /// Asks the leader for an index; `NotLeader` if it does not answer, for whoever knows it better.
@@ -319,7 +335,7 @@ impl Replica {
         }
     }
 
-    fn view(&self) -> Result<ReadView, ReadError> {
+    pub(super) fn view(&self) -> Result<ReadView, ReadError> {
         self.context.data.view(self.shard).map_err(|error| match error {
             DataError::NotHeld(_) => ReadError::Stopped,
             DataError::Failed(_)

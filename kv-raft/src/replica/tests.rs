@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use kv_proto::key_range::KeyRange;
 use kv_proto::pb::raft::v1::FrameKind;
 use kv_proto::timestamp::Timestamp;
 use openraft::raft::VoteRequest;
+use openraft::storage::RaftLogStorage as _;
 use prometheus_client::registry::Registry as MetricsRegistry;
 
 use super::{ContextParts, ProposeError, RaftContext, ReadError, ReadMode, Replica, ReplicaSpec, StartError};
@@ -21,7 +23,8 @@ use crate::log_store::{LogEngine, LogMetrics, LogOptions};
 use crate::metrics::RaftMetrics;
 use crate::timing::Timing;
 use crate::transport::{
-    Directory, Inbound as _, Origin, Registry, Transport, TransportConfig, decode_vote_response, encode_vote_request,
+    Directory, Inbound as _, Origin, Registry, Transport, TransportConfig, decode_agreement, decode_vote_response,
+    encode_vote_alone, encode_vote_request,
 };
 use crate::types::{LeaderId, LogId, Vote};
 
@@ -104,6 +107,68 @@ async fn a_process_that_just_began_grants_no_votes_until_an_earlier_lease_must_h
     }
     assert!(began.elapsed() >= timing.election_max);
     end(second, replica).await;
+}
+
+/// Whether it says that its vote is for this replica in this term.
+async fn confirms(replica: &Arc<Replica>, term: u64, leader: u64) -> bool {
+    let from = Origin { node: NodeId(leader), replica: ReplicaId(leader) };
+    let question = encode_vote_alone(&Vote::new_committed(term, leader));
+    let answer = Arc::clone(replica).handle(from, FrameKind::Confirm, question).await.unwrap();
+    decode_agreement(&answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_confirms_the_leader_it_voted_for_until_it_votes_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let context = context(&engines, &Timing::default());
+    let replica = start(&context).await;
+    assert!(!confirms(&replica, 1000, 2).await, "it has not voted for it yet");
+    assert!(grants(&replica, FrameKind::Vote, 1000).await);
+    assert!(confirms(&replica, 1000, 2).await);
+    assert!(!confirms(&replica, 1000, 3).await, "another of the same term");
+    assert!(!confirms(&replica, 999, 2).await, "an earlier term");
+    assert!(!confirms(&replica, 1001, 2).await, "a later term");
+    assert!(grants(&replica, FrameKind::Vote, 2000).await);
+    assert!(!confirms(&replica, 1000, 2).await, "it has voted in a later term");
+    end(context, replica).await;
+}
+
+/// It finds its vote for itself, and what it had acknowledged need not be applied yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_just_began_confirms_no_index_by_the_vote_it_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let timing = Timing { election_max: Duration::from_secs(5), ..Timing::default() };
+    let first = context(&engines, &timing);
+    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    assert!(replica.confirmed_index().await.is_some());
+    end(first, replica).await;
+
+    let second = context(&engines, &timing);
+    let replica = Replica::start(&second, spec(1, 0)).await.unwrap();
+    assert_eq!(replica.log.vote().map(|vote| vote.leader_id.node_id), Some(1));
+    assert_eq!(replica.confirmed_index().await, None, "it was not elected yet");
+    end(second, replica).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_is_confirmed_only_in_the_term_of_what_was_applied_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let context = context(&engines, &Timing::default());
+    let replica = Replica::start(&context, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    let applied = replica.view().unwrap().applied().unwrap().index;
+    assert_eq!(replica.confirmed_index().await, Some(applied));
+    replica.told.store(applied + 5, Ordering::Release);
+    assert_eq!(replica.confirmed_index().await, Some(applied + 5), "the others may have applied it");
+    replica.log.clone().save_vote(&Vote::new(1000, 1)).await.unwrap();
+    assert_eq!(replica.confirmed_index().await, None, "of this term nothing is applied");
+    end(context, replica).await;
 }
 
 fn put() -> EncodedCommand {

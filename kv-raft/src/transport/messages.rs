@@ -283,12 +283,12 @@ pub(crate) fn decode_agreement(body: &[u8]) -> Result<bool, MessageError> {
     decode_whole("answer to a hibernation", body)
 }
 
-/// What a snapshot's header says beside its ids: the sender's vote.
-pub(super) fn encode_vote_alone(vote: &Vote) -> Bytes {
+/// A vote: in a snapshot's header the sender's, in a question the one that is asked about.
+pub(crate) fn encode_vote_alone(vote: &Vote) -> Bytes {
     encode_part(&WireVote::from(vote))
 }
 
-pub(super) fn decode_vote_alone(body: &[u8]) -> Result<Vote, MessageError> {
+pub(crate) fn decode_vote_alone(body: &[u8]) -> Result<Vote, MessageError> {
     Ok(Vote::from(decode_whole::<WireVote>("vote", body)?))
 }
 
@@ -361,6 +361,7 @@ mod tests {
             let _ = decode_transfer(&bytes);
             let _ = decode_transferred(&bytes);
             let _ = decode_hibernate(&bytes);
+            let _ = decode_vote_alone(&bytes);
         }
     }
 

@@ -41,8 +41,8 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::link::CallError;
 pub(crate) use self::messages::{
     Checked, Hibernate, decode_agreement, decode_append, decode_checked, decode_hibernate, decode_index,
-    decode_transfer, decode_vote_request, encode_agreement, encode_appended, encode_checked, encode_hibernate,
-    encode_index, encode_transferred, encode_vote_response,
+    decode_transfer, decode_vote_alone, decode_vote_request, encode_agreement, encode_appended, encode_checked,
+    encode_hibernate, encode_index, encode_transferred, encode_vote_alone, encode_vote_response,
 };
 #[cfg(test)]
 pub(crate) use self::messages::{decode_vote_response, encode_vote_request};

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -55,11 +56,13 @@ pub(crate) struct ReplicaAddress {
 pub(crate) struct Network {
     inner: Arc<Inner>,
     from: ReplicaAddress,
+    told: Arc<AtomicU64>,
 }
 
 impl Network {
-    pub(crate) fn new(inner: Arc<Inner>, from: ReplicaAddress) -> Self {
-        Self { inner, from }
+    /// `told` rises to each committed index before another replica is told of it.
+    pub(crate) fn new(inner: Arc<Inner>, from: ReplicaAddress, told: Arc<AtomicU64>) -> Self {
+        Self { inner, from, told }
     }
 }
 
@@ -68,7 +71,8 @@ impl RaftNetworkFactory<ShardRaft> for Network {
 
     async fn new_client(&mut self, target: u64, member: &Member) -> Connection {
         let to = ReplicaId(target);
-        Connection { inner: Arc::clone(&self.inner), link: self.inner.link(NodeId(member.node)), from: self.from, to }
+        let link = self.inner.link(NodeId(member.node));
+        Connection { inner: Arc::clone(&self.inner), link, from: self.from, to, told: Arc::clone(&self.told) }
     }
 }
 
@@ -78,6 +82,7 @@ pub(crate) struct Connection {
     link: Arc<Link>,
     from: ReplicaAddress,
     to: ReplicaId,
+    told: Arc<AtomicU64>,
 }
 
 impl Connection {
@@ -126,6 +131,7 @@ impl Connection {
     fn append(&self, request: &AppendEntriesRequest<ShardRaft>, within: Duration) -> Append {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        self.told.fetch_max(request.leader_commit.map_or(0, |id| id.index), Ordering::AcqRel);
         let body = messages::encode_append(request);
         let bytes = body.len();
         let observed = (!request.entries.is_empty()).then(|| Arc::clone(&self.inner.metrics));
