@@ -181,6 +181,26 @@ async fn an_idle_shard_sleeps_wakes_on_a_request_and_elects_when_its_leader_is_l
     cluster.stop_all().await;
 }
 
+/// Consensus counted the time a shard slept as time in which no majority answered its leader, which was silent in turns of
+/// 0.9 s then: of two requests that woke a shard one waited for the end of such a turn, or was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_serves_at_once_however_long_it_slept() {
+    let timing = Timing { hibernate_after: Some(Duration::from_millis(500)), ..Timing::default() };
+    let turn = timing.election_max * 2;
+    let cluster = Cluster::start(3, timing).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    for quarter in 1..=8 {
+        asleep(&cluster).await;
+        tokio::time::sleep(turn / 4 * quarter).await;
+        let begun = Instant::now();
+        let written = leader.propose(put("b", "2")).await;
+        assert!(matches!(written, Ok(Reply::Written { .. })), "after {quarter} quarters: {written:?}");
+        assert!(begun.elapsed() < turn / 2, "after {quarter} quarters: {:?}", begun.elapsed());
+    }
+    cluster.stop_all().await;
+}
+
 async fn asleep(cluster: &Cluster) {
     eventually("all replicas sleep", || {
         cluster.nodes.values().all(|node| node.replica().status().hibernated).then_some(())

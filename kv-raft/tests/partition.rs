@@ -105,3 +105,23 @@ async fn a_leader_cut_off_serves_no_read_that_misses_what_the_others_wrote() {
     assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
     cluster.stop_all().await;
 }
+
+/// The one follower that hears it would refuse its vote to the others for ever, and they are a majority only with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_only_a_minority_answers_gives_way_to_one_that_reaches_a_majority() {
+    let cluster = Cluster::start(4, awake()).await;
+    cluster.put("a", "1").await;
+    let old = cluster.leader().await;
+    let (term, alone) = (old.status().term, NodeId(old.replica().0));
+    let others: Vec<NodeId> = cluster.nodes.keys().copied().filter(|node| *node != alone).collect();
+    cluster.cut(alone, &others[1..]);
+    let new = eventually("a replica that reaches a majority leads", || {
+        let replicas = others.iter().map(|node| cluster.nodes[node].replica());
+        replicas.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
+    })
+    .await;
+    new.propose(support::put("a", "2")).await.unwrap();
+    cluster.heal();
+    assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
+    cluster.stop_all().await;
+}

@@ -32,7 +32,7 @@ impl Admin {
 
     /// What the node says of itself.
     pub async fn node_status(&mut self) -> Result<pb::NodeStatus> {
-        let answer = self.service.get_node_status(pb::GetNodeStatusRequest { brief: false }).await?;
+        let answer = self.service.get_node_status(pb::GetNodeStatusRequest::default()).await?;
         answer.into_inner().status.context("the answer has no status")
     }
 

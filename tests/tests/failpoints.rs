@@ -306,7 +306,14 @@ impl Storm {
                 }
                 (Provoked::Send, _) => {
                     self.lead_all().await;
-                    self.catch_up_another().await?;
+                    if let Err(error) = self.catch_up_another().await {
+                        // It crashed while the other one was away: nobody was left to acknowledge a write.
+                        ended = self.cluster.node_mut(VICTIM).end_within(HIT_WITHIN).await?;
+                        ensure!(ended.is_some(), error);
+                        if !self.cluster.node(2).is_started() {
+                            self.cluster.node_mut(2).start().await?;
+                        }
+                    }
                 }
                 (Provoked::Vote, _) => self.leads_all(1 + round % 2).await,
                 (Provoked::Lead, _) => self.lead_all().await,

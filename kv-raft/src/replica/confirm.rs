@@ -14,7 +14,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -32,7 +31,7 @@ impl Replica {
     /// An index with everything acknowledged, or applied anywhere, before the call; None if consensus must tell it.
     pub(super) async fn confirmed_index(&self) -> Option<u64> {
         let applied = self.context.data.view(self.shard).ok()?.applied()?;
-        let index = applied.index.max(self.told.load(Ordering::Acquire));
+        let index = applied.index.max(self.outbound.told());
         let vote = self.log.vote().filter(|vote| vote.leader_id == applied.leader_id)?;
         let membership = {
             let metrics = self.raft.metrics();

@@ -272,8 +272,8 @@ impl Shared {
             election_timeout_max: millis(timing.election_max),
             enable_pre_vote: Some(true),
             enable_elect: stand,
-            // Partial partitions would deadlock elections below twice the longest election timeout.
-            quorum_loss_probe_interval: Some(2 * millis(timing.election_max)),
+            // Partial partitions would deadlock elections; but see replica/quorum, which knows when a shard slept.
+            quorum_loss_probe_interval: None,
             // With applied data that may lag the log, a leader restored without an election serves stale reads.
             enable_leader_restore: Some(false),
             // Only the flush job says up to where the log may be purged.

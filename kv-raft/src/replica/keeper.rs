@@ -97,13 +97,15 @@ pub(super) async fn compare(shared: Arc<Shared>, check: Duration) {
     }
 }
 
-/// Looks for shards that have no leader because the replica that could be elected may not lead.
+/// Looks for shards that have no leader because the replica that could be elected may not lead, or because others hear one
+/// that hears nobody.
 pub(super) async fn watch_elections(shared: Arc<Shared>) {
     let mut ticks = interval(shared.timing.election_max);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
         for replica in shared.replicas() {
             replica.consider_standing();
+            replica.consider_silence();
         }
     }
 }

@@ -66,7 +66,7 @@ use crate::data_engine::{CreateError, DataEngine, DataError, NewReplica, Replica
 use crate::failpoint;
 use crate::log_store::{LogEngine, LogStore};
 use crate::state_machine::StateMachine;
-use crate::transport::{Network, ReplicaAddress};
+use crate::transport::{Network, Outbound, ReplicaAddress};
 use crate::types::{LeaderInfo, Member, ShardRaft};
 
 /// What to start.
@@ -94,8 +94,7 @@ pub struct Replica {
     proposals: Proposals,
     reads: Reads,
     log: LogStore,
-    /// The committed index that the others may know from this replica.
-    told: Arc<AtomicU64>,
+    outbound: Arc<Outbound>,
     leader: watch::Sender<Option<LeaderInfo>>,
     /// Milliseconds since the context began.
     last_used: AtomicU64,
@@ -148,9 +147,9 @@ impl Replica {
         let votes_from = (!created).then(|| Instant::from(shared.started) + shared.timing.election_max);
         let votes_from = votes_from.filter(|from| *from > Instant::now());
         let config = shared.raft_config(shard, votes_from.is_none()).map_err(StartError::Consensus)?;
-        let told = Arc::new(AtomicU64::new(0));
+        let outbound = Arc::<Outbound>::default();
         let address = ReplicaAddress { shard, replica };
-        let network = Network::new(Arc::clone(shared.transport.inner()), address, Arc::clone(&told));
+        let network = Network::new(Arc::clone(shared.transport.inner()), address, Arc::clone(&outbound));
         let log = store.clone();
         failpoint!("replica.log_opened");
         let raft = openraft::Raft::new(replica.0, Arc::new(config), network, store, machine)
@@ -165,7 +164,7 @@ impl Replica {
             proposals: Proposals::default(),
             reads: Reads::default(),
             log,
-            told,
+            outbound,
             leader: watch::Sender::new(None),
             last_used: AtomicU64::new(shared.now_ms()),
             hibernated: AtomicBool::new(false),

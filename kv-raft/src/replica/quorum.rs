@@ -3,8 +3,13 @@
 //! A leader that is cut off does not step down by itself: it stays the leader of its term until it hears of another. So
 //! its role alone does not tell whether its shard serves.
 //!
+//! Such a leader would keep the others from electing another one for as long as they hear it: where messages pass in one
+//! direction only, for ever. So it sends no heartbeats in turns that are long enough for an election. openraft does
+//! the same (`quorum_loss_probe_interval`), but counts the time a shard slept as time without an answer: every other
+//! shard that woke would begin with a silent turn.
+//!
 //! Invariants: a leader is never said to lack its quorum while a majority answers; one that lacks it is said so within
-//! [`Replica::patience`], also while the shard sleeps.
+//! [`Replica::patience`], also while the shard sleeps; a leader that just woke or was just elected is never silent.
 //!
 //! Not here: what is refused meanwhile (proposals); who leads (mod).
 
@@ -14,6 +19,7 @@ use std::time::Duration;
 use kv_proto::ids::NodeId;
 use openraft::Instant as _;
 use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::metrics::RaftMetrics;
 
 use super::Replica;
@@ -28,6 +34,26 @@ impl Replica {
     /// A silence is counted from now on at the earliest: it leads anew, or woke, and has asked nobody yet.
     pub(super) fn begins_to_ask(&self) {
         self.asking_since.store(self.context.now_ms(), Ordering::Release);
+        self.outbound.set_silent(false);
+    }
+
+    fn asks_for(&self) -> Duration {
+        Duration::from_millis(self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire)))
+    }
+
+    /// Called again and again: begins and ends the turns in which a leader that no majority answers is silent.
+    pub(super) fn consider_silence(&self) {
+        if self.is_hibernated() || !(self.is_leader() || self.outbound.is_silent()) {
+            return;
+        }
+        let unanswered = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let alone = metrics.membership_config.membership().voter_ids().eq([self.replica.0]);
+            let acked = metrics.last_quorum_acked.map_or(Duration::MAX, |acked| acked.into_inner().elapsed());
+            if metrics.state == ServerState::Leader && !alone { acked.min(self.asks_for()) } else { Duration::ZERO }
+        };
+        self.outbound.set_silent(is_silent_after(unanswered, self.context.timing.election_max));
     }
 
     /// Whether it leads and no majority answers it.
@@ -43,8 +69,7 @@ impl Replica {
         }
         // In the reverse order of waking, which notes the time before it is awake.
         let is_awake = !self.is_hibernated();
-        let asking_ms = self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire));
-        let has_asked = is_awake && Duration::from_millis(asking_ms) >= patience;
+        let has_asked = is_awake && self.asks_for() >= patience;
         // While nobody is asked, what comes from the voters' nodes stands in for their answers.
         let is_heard = |voter| membership.get_node(&voter).is_some_and(|at| self.is_heard(NodeId(at.node), patience));
         has_asked || !has_majority(membership, is_heard)
@@ -54,6 +79,13 @@ impl Replica {
         let transport = &self.context.transport;
         node == transport.node() || transport.last_heard(node).is_some_and(|heard| heard < within)
     }
+}
+
+/// Once the lease it gave away has run out, it is silent for as long as two elections take, speaks for as long, and so on.
+fn is_silent_after(unanswered: Duration, election_max: Duration) -> bool {
+    let Some(over) = unanswered.checked_sub(election_max) else { return false };
+    let turn = (election_max * 2).as_millis().max(1);
+    (over.as_millis() / turn).is_multiple_of(2)
 }
 
 /// Whether these are a majority of the voters, of both sets while they change.
@@ -68,6 +100,16 @@ mod tests {
 
     use super::*;
     use crate::types::Member;
+
+    #[test]
+    fn a_leader_that_nobody_answers_is_silent_for_an_election_and_speaks_for_as_long() {
+        let election = Duration::from_millis(450);
+        let silent = |ms| is_silent_after(Duration::from_millis(ms), election);
+        assert!(![0, 449].map(silent).contains(&true), "its lease may still run");
+        assert!(![450, 1349].map(silent).contains(&false), "time to elect");
+        assert!(![1350, 2249].map(silent).contains(&true), "time to be heard again");
+        assert!(silent(2250));
+    }
 
     #[test]
     fn while_voters_change_both_sets_need_a_majority() {

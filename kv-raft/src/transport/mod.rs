@@ -46,7 +46,7 @@ pub(crate) use self::messages::{
 };
 #[cfg(test)]
 pub(crate) use self::messages::{decode_vote_response, encode_vote_request};
-pub(crate) use self::network::{Network, ReplicaAddress};
+pub(crate) use self::network::{Network, Outbound, ReplicaAddress};
 pub use self::peers::{Alive, PeerState};
 pub use self::registry::Registry;
 pub(crate) use self::registry::{Inbound, Origin};

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -52,17 +52,43 @@ pub(crate) struct ReplicaAddress {
     pub(crate) replica: ReplicaId,
 }
 
+/// What a replica and its way to the others know of each other.
+#[derive(Debug, Default)]
+pub(crate) struct Outbound {
+    committed: AtomicU64,
+    silent: AtomicBool,
+}
+
+impl Outbound {
+    /// The highest committed index that another replica may have been told; it rises before one is.
+    pub(crate) fn told(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tell(&self, committed: u64) {
+        self.committed.fetch_max(committed, Ordering::AcqRel);
+    }
+
+    /// While silent no append without entries is sent.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Release);
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Acquire)
+    }
+}
+
 /// One replica's way to the other replicas of its shard.
 pub(crate) struct Network {
     inner: Arc<Inner>,
     from: ReplicaAddress,
-    told: Arc<AtomicU64>,
+    outbound: Arc<Outbound>,
 }
 
 impl Network {
-    /// `told` rises to each committed index before another replica is told of it.
-    pub(crate) fn new(inner: Arc<Inner>, from: ReplicaAddress, told: Arc<AtomicU64>) -> Self {
-        Self { inner, from, told }
+    pub(crate) fn new(inner: Arc<Inner>, from: ReplicaAddress, outbound: Arc<Outbound>) -> Self {
+        Self { inner, from, outbound }
     }
 }
 
@@ -72,7 +98,7 @@ impl RaftNetworkFactory<ShardRaft> for Network {
     async fn new_client(&mut self, target: u64, member: &Member) -> Connection {
         let to = ReplicaId(target);
         let link = self.inner.link(NodeId(member.node));
-        Connection { inner: Arc::clone(&self.inner), link, from: self.from, to, told: Arc::clone(&self.told) }
+        Connection { inner: Arc::clone(&self.inner), link, from: self.from, to, outbound: Arc::clone(&self.outbound) }
     }
 }
 
@@ -82,7 +108,7 @@ pub(crate) struct Connection {
     link: Arc<Link>,
     from: ReplicaAddress,
     to: ReplicaId,
-    told: Arc<AtomicU64>,
+    outbound: Arc<Outbound>,
 }
 
 impl Connection {
@@ -131,7 +157,12 @@ impl Connection {
     fn append(&self, request: &AppendEntriesRequest<ShardRaft>, within: Duration) -> Append {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
-        self.told.fetch_max(request.leader_commit.map_or(0, |id| id.index), Ordering::AcqRel);
+        if request.entries.is_empty() && self.outbound.is_silent() {
+            let silent =
+                CallError::Unreachable { node: self.link.node(), reason: "no majority answers: silent".to_owned() };
+            return Append { answered: Box::pin(std::future::ready(Err(silent))), sent: Sent { prev, last, bytes: 0 } };
+        }
+        self.outbound.tell(request.leader_commit.map_or(0, |id| id.index));
         let body = messages::encode_append(request);
         let bytes = body.len();
         let observed = (!request.entries.is_empty()).then(|| Arc::clone(&self.inner.metrics));

@@ -38,13 +38,19 @@ pub struct Addresses(Arc<RwLock<BTreeMap<NodeId, SocketAddr>>>);
 struct Reach {
     from: NodeId,
     addresses: Addresses,
-    isolated: Arc<RwLock<BTreeSet<NodeId>>>,
+    cut: Cut,
+}
+
+/// Pairs of nodes that do not reach each other.
+type Cut = Arc<RwLock<BTreeSet<[NodeId; 2]>>>;
+
+fn pair(one: NodeId, other: NodeId) -> [NodeId; 2] {
+    [one.min(other), one.max(other)]
 }
 
 impl Directory for Reach {
     fn address(&self, node: NodeId) -> Option<String> {
-        let isolated = self.isolated.read();
-        let cut = isolated.contains(&node) != isolated.contains(&self.from);
+        let cut = self.cut.read().contains(&pair(self.from, node));
         (!cut).then(|| self.addresses.0.read().get(&node).map(ToString::to_string))?
     }
 }
@@ -80,7 +86,7 @@ impl TestNode {
 pub struct Cluster {
     folder: TempDir,
     addresses: Addresses,
-    isolated: Arc<RwLock<BTreeSet<NodeId>>>,
+    cut: Cut,
     pub timing: Timing,
     pub nodes: BTreeMap<NodeId, TestNode>,
     sequence: AtomicU64,
@@ -104,8 +110,8 @@ impl Cluster {
     pub fn empty(timing: Timing) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sequence = AtomicU64::new(0);
-        let (addresses, isolated) = (Addresses::default(), Arc::default());
-        Self { folder, addresses, isolated, timing, nodes: BTreeMap::new(), sequence }
+        let (addresses, cut) = (Addresses::default(), Cut::default());
+        Self { folder, addresses, cut, timing, nodes: BTreeMap::new(), sequence }
     }
 
     pub fn path(&self, node: NodeId) -> PathBuf {
@@ -134,7 +140,7 @@ impl Cluster {
                 incarnation: INCARNATION.fetch_add(1, Ordering::SeqCst),
                 timing: self.timing.clone(),
             },
-            Arc::new(Reach { from: id, addresses: self.addresses.clone(), isolated: Arc::clone(&self.isolated) }),
+            Arc::new(Reach { from: id, addresses: self.addresses.clone(), cut: Arc::clone(&self.cut) }),
             Registry::new(),
             clock.clone(),
             Arc::clone(&metrics),
@@ -198,15 +204,21 @@ impl Cluster {
 
     /// Cuts a node off from all others, both ways, until [`Cluster::heal`].
     pub fn isolate(&self, id: NodeId) {
-        self.isolated.write().insert(id);
+        self.cut(id, &self.nodes.keys().copied().filter(|other| *other != id).collect::<Vec<_>>());
+    }
+
+    /// Cuts a node off from some others, both ways, until [`Cluster::heal`].
+    pub fn cut(&self, id: NodeId, others: &[NodeId]) {
+        self.cut.write().extend(others.iter().map(|other| pair(id, *other)));
+        let cut = self.cut.read();
         for (node, running) in &self.nodes {
-            let reached = self.nodes.keys().copied().filter(|other| (*other == id) == (*node == id));
+            let reached = self.nodes.keys().copied().filter(|other| !cut.contains(&pair(*node, *other)));
             running.transport.set_members(reached);
         }
     }
 
     pub fn heal(&self) {
-        self.isolated.write().clear();
+        self.cut.write().clear();
         for node in self.nodes.values() {
             node.transport.set_members(self.nodes.keys().copied());
         }
