@@ -101,9 +101,9 @@ impl Peers {
     }
 
     /// A node's account of itself.
-    pub async fn status(&self, node: NodeId, brief: bool) -> Result<NodeStatus, ServiceError> {
+    pub async fn status(&self, node: NodeId, asked: GetNodeStatusRequest) -> Result<NodeStatus, ServiceError> {
         let mut client = self.admin(&self.address(node)?, STATUS_TIMEOUT).await?;
-        let request = timed(GetNodeStatusRequest { brief }, STATUS_TIMEOUT);
+        let request = timed(asked, STATUS_TIMEOUT);
         let response = client.get_node_status(request).await.map_err(|status| failure(&status))?.into_inner();
         let status = response.status.unwrap_or_default();
         if status.node_id != node.0 {

@@ -41,7 +41,10 @@ async fn member(node: &NodeProcess) -> Result<(String, u64)> {
         Ok(())
     })
     .await?;
-    let answer = raw::admin(&node.address()).await?.get_node_status(GetNodeStatusRequest { brief: true }).await?;
+    let answer = raw::admin(&node.address())
+        .await?
+        .get_node_status(GetNodeStatusRequest { brief: true, ..Default::default() })
+        .await?;
     let answer = answer.into_inner();
     Ok((answer.cluster_id, answer.status.context("a status")?.node_id))
 }

@@ -102,7 +102,7 @@ async fn ask(address: &str) -> Result<(String, u64), String> {
     let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|_| "not an address".to_owned())?;
     let channel = endpoint.connect().await.map_err(|error| root(&error))?;
-    let mut request = tonic::Request::new(GetNodeStatusRequest { brief: true });
+    let mut request = tonic::Request::new(GetNodeStatusRequest { brief: true, ..Default::default() });
     request.set_timeout(PROBE_TIMEOUT);
     let response = AdminServiceClient::new(channel).get_node_status(request).await;
     let response = response.map_err(|status| message_of(&ServiceError::from_status(&status)))?.into_inner();

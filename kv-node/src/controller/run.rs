@@ -13,13 +13,14 @@ use futures::StreamExt as _;
 use futures::stream;
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::{NodeId, SYSTEM_SHARD};
-use kv_proto::pb::admin::v1::NodeStatus;
+use kv_proto::pb::admin::v1::{GetNodeStatusRequest, NodeStatus};
 use kv_proto::pb::raft::v1::replica_step_request::Step as WireStep;
 use kv_proto::pb::raft::v1::{
     AddLearnerStep, ChangeVotersStep, RemoveLearnerStep, ReplicaStepRequest, ReportStep, TransferLeaderStep,
 };
 use kv_raft::failpoint;
 use kv_raft::replica::Replica;
+use kv_raft::types::LogId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,13 +29,14 @@ use super::observed::Observed;
 use super::plan::plan;
 use super::step::{GroupCheck, GroupStep, GroupStepKind, Step};
 use crate::catalog::current::CurrentCatalog;
-use crate::catalog::store::{self, StoreError};
+use crate::catalog::store;
 use crate::catalog::{Records, view};
 use crate::host::Host;
 use crate::peers::Peers;
 
-/// Between rounds while nothing is to do; balance and the end of an outage are noticed this late.
-const IDLE: Duration = Duration::from_secs(1);
+/// Between rounds while nothing is to do; balance and the end of an outage are noticed this late. Each asks every node for
+/// an account of all its replicas, which is most of what a thousand idle shards cost.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Between rounds while something goes on.
 const BUSY: Duration = Duration::from_millis(150);
@@ -69,6 +71,8 @@ pub struct Controller {
     alive: BTreeSet<u64>,
     /// Shards whose leader could not be moved, and when.
     stuck: BTreeMap<u64, Instant>,
+    /// The records as of the last look, and the entry of shard 1 they were read at.
+    read: Option<(Option<LogId>, Arc<Records>)>,
 }
 
 impl Controller {
@@ -82,7 +86,7 @@ impl Controller {
         changed: Arc<Notify>,
     ) -> Self {
         let (disturbed, alive, stuck) = (Instant::now(), BTreeSet::new(), BTreeMap::new());
-        Self { cluster_id, host, current, peers, changed, disturbed, alive, stuck }
+        Self { cluster_id, host, current, peers, changed, disturbed, alive, stuck, read: None }
     }
 
     /// Until cancelled; a step that was begun is finished.
@@ -148,14 +152,25 @@ impl Controller {
     }
 
     /// What is applied here, without asking anyone: changes are conditional, so an old state does no harm.
-    async fn local_records(&self) -> Option<Records> {
-        let data = self.host.context().data().clone();
-        let loaded = kv_raft::blocking::spawn_blocking(move || {
-            let view = data.view(SYSTEM_SHARD).map_err(|error| StoreError::Refused(error.to_string()))?;
-            store::load(&view)
-        });
+    async fn local_records(&mut self) -> Option<Arc<Records>> {
+        let view = match self.host.context().data().view(SYSTEM_SHARD) {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::warn!(%error, "the catalog cannot be read");
+                return None;
+            }
+        };
+        let applied = view.applied();
+        if let Some((_, records)) = self.read.as_ref().filter(|(read_at, _)| *read_at == applied) {
+            return Some(Arc::clone(records));
+        }
+        let loaded = kv_raft::blocking::spawn_blocking(move || store::load(&view));
         match loaded.await {
-            Ok(Ok(records)) => Some(records),
+            Ok(Ok(records)) => {
+                let records = Arc::new(records);
+                self.read = Some((applied, Arc::clone(&records)));
+                Some(records)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the catalog cannot be read");
                 None
@@ -166,7 +181,8 @@ impl Controller {
 
     async fn observe(&self, records: &Records) -> Observed {
         let members = records.nodes.values().filter(|node| view::is_member(node)).map(|node| node.node_id);
-        let ask = |node: u64| async move { (node, self.peers.status(NodeId(node), false).await) };
+        let asked = GetNodeStatusRequest { without_sizes: true, ..Default::default() };
+        let ask = |node: u64| async move { (node, self.peers.status(NodeId(node), asked).await) };
         let answers = stream::iter(members.collect::<Vec<_>>()).map(ask).buffer_unordered(NODES_AT_ONCE);
         let answered = |(node, answer): (u64, Result<NodeStatus, ServiceError>)| async move {
             answer

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::ids::Epoch;
-use kv_proto::pb::admin::v1::{NodeStatus, PeerStatus, ReplicaStatus};
+use kv_proto::pb::admin::v1::{GetNodeStatusRequest, NodeStatus, PeerStatus, ReplicaStatus};
 use kv_raft::transport::PeerState;
 
 use super::shared::NodeShared;
@@ -22,9 +22,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 const PAGE_BYTES: u64 = 4096;
 
-/// Everything; without the replicas if `brief`. Blocking: reads /proc and asks the engines for sizes.
+/// What is asked for. Blocking: reads /proc and asks the engines for sizes.
 #[must_use]
-pub fn node_status(shared: &Arc<NodeShared>, brief: bool) -> NodeStatus {
+pub fn node_status(shared: &Arc<NodeShared>, asked: GetNodeStatusRequest) -> NodeStatus {
     let view = shared.view.load();
     let peers = shared.host.context().transport().peers();
     let clocks: Vec<PeerClock> = peers.iter().map(peer_clock).collect();
@@ -45,7 +45,7 @@ pub fn node_status(shared: &Arc<NodeShared>, brief: bool) -> NodeStatus {
         may_not_lead_reason: may_not_lead.unwrap_or_default(),
         catalog_version: view.version(),
         peers: peers.iter().map(peer_status).collect(),
-        replicas: if brief { Vec::new() } else { replica_statuses(shared) },
+        replicas: if asked.brief { Vec::new() } else { replica_statuses(shared, !asked.without_sizes) },
         pid: u64::from(std::process::id()),
         data_dir: shared.config.data_dir.display().to_string(),
         disk_free_min_bytes: shared.config.disk_free_min,
@@ -54,11 +54,12 @@ pub fn node_status(shared: &Arc<NodeShared>, brief: bool) -> NodeStatus {
 
 /// What each replica here says of itself.
 #[must_use]
-pub fn replica_statuses(shared: &Arc<NodeShared>) -> Vec<ReplicaStatus> {
+pub fn replica_statuses(shared: &Arc<NodeShared>, sizes: bool) -> Vec<ReplicaStatus> {
     let view = shared.view.load();
     let epoch = |shard| view.shard(shard).map_or(Epoch(0), |info| info.epoch());
     let status = |replica: &Arc<kv_raft::replica::Replica>| {
-        replica_status(&replica.status(), shared.node().0, epoch(replica.shard()))
+        let state = if sizes { replica.status() } else { replica.standing() };
+        replica_status(&state, shared.node().0, epoch(replica.shard()))
     };
     shared.host.replicas().iter().map(status).collect()
 }

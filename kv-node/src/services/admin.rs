@@ -265,8 +265,8 @@ impl AdminService for AdminApi {
         &self,
         request: Request<GetNodeStatusRequest>,
     ) -> Result<Response<GetNodeStatusResponse>, Status> {
-        let (shared, brief) = (Arc::clone(&self.shared), request.get_ref().brief);
-        let status = kv_raft::blocking::spawn_blocking(move || node_status(&shared, brief)).await;
+        let (shared, asked) = (Arc::clone(&self.shared), request.into_inner());
+        let status = kv_raft::blocking::spawn_blocking(move || node_status(&shared, asked)).await;
         let status = Some(status.map_err(|error| lost(&error))?);
         Ok(Response::new(GetNodeStatusResponse { cluster_id: self.shared.cluster_id().to_owned(), status }))
     }

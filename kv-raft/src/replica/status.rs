@@ -30,7 +30,8 @@ impl Replica {
     }
 
     /// The same but for the data's size, for which tables are looked up.
-    pub(super) fn standing(&self) -> ReplicaState {
+    #[must_use]
+    pub fn standing(&self) -> ReplicaState {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         self.status_of(&metrics)

@@ -10,7 +10,9 @@ use futures::StreamExt as _;
 use futures::stream;
 use kv_proto::errors::ServiceError;
 use kv_proto::ids::{KeyspaceId, NodeId, ShardId};
-use kv_proto::pb::admin::v1::{ListShardsRequest, NodeListing, NodeStatus, ReplicaStatus, ShardListing};
+use kv_proto::pb::admin::v1::{
+    GetNodeStatusRequest, ListShardsRequest, NodeListing, NodeStatus, ReplicaStatus, ShardListing,
+};
 use tokio::time::Instant;
 
 use crate::catalog::view::is_member;
@@ -28,7 +30,7 @@ type Answers = BTreeMap<u64, Result<NodeStatus, ServiceError>>;
 /// Every node of the catalog with its own account.
 pub(super) async fn nodes(shared: &Arc<NodeShared>) -> Vec<NodeListing> {
     let view = shared.view.load_full();
-    let mut answers = ask(shared, &view).await;
+    let mut answers = ask(shared, &view, GetNodeStatusRequest::default()).await;
     let listing = |node: &kv_proto::pb::admin::v1::Node| {
         let (status, unreachable_reason) = match answers.remove(&node.node_id) {
             Some(Ok(status)) => (Some(status), String::new()),
@@ -48,7 +50,7 @@ pub(super) async fn shards(
 ) -> Result<Vec<ShardListing>, ServiceError> {
     let view = shared.view.load_full();
     let wanted = select(&view, request)?;
-    let answers = ask(shared, &view).await;
+    let answers = ask(shared, &view, GetNodeStatusRequest::default()).await;
     let mut held: BTreeMap<(u64, u64), &ReplicaStatus> = BTreeMap::new();
     for status in answers.values().flatten().flat_map(|status| &status.replicas) {
         held.insert((status.shard_id, status.replica_id), status);
@@ -81,7 +83,8 @@ pub(super) async fn leader(
     loop {
         let missing = || ServiceError::NoLeader { shard, retry_after: ELECTION };
         let view = shared.view.load_full();
-        let answers = tokio::time::timeout_at(until, ask(shared, &view)).await.map_err(|_| missing())?;
+        let asked = GetNodeStatusRequest { without_sizes: true, ..Default::default() };
+        let answers = tokio::time::timeout_at(until, ask(shared, &view, asked)).await.map_err(|_| missing())?;
         let replicas = answers.values().flatten().flat_map(|status| &status.replicas);
         let leads =
             |status: &&ReplicaStatus| status.shard_id == shard.0 && status.role == "leader" && !status.no_quorum;
@@ -112,9 +115,9 @@ fn select(view: &CatalogView, request: &ListShardsRequest) -> Result<Vec<Arc<Sha
     Ok(wanted)
 }
 
-async fn ask(shared: &Arc<NodeShared>, view: &CatalogView) -> Answers {
+async fn ask(shared: &Arc<NodeShared>, view: &CatalogView, asked: GetNodeStatusRequest) -> Answers {
     let members: Vec<u64> =
         view.catalog().nodes.iter().filter(|node| is_member(node)).map(|node| node.node_id).collect();
-    let ask = |node: u64| async move { (node, shared.peers.status(NodeId(node), false).await) };
+    let ask = |node: u64| async move { (node, shared.peers.status(NodeId(node), asked).await) };
     stream::iter(members).map(ask).buffer_unordered(AT_ONCE).collect().await
 }
