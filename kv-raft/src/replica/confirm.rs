@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -30,8 +31,8 @@ use crate::transport;
 impl Replica {
     /// An index with everything acknowledged, or applied anywhere, before the call; None if consensus must tell it.
     pub(super) async fn confirmed_index(&self) -> Option<u64> {
-        let applied = self.context.data.view(self.shard).ok()?.applied()?;
-        let index = applied.index.max(self.outbound.told());
+        let applied = self.view().ok()?.applied()?;
+        let index = applied.index.max(self.outbound.told_committed());
         let vote = self.log.vote().filter(|vote| vote.leader_id == applied.leader_id)?;
         let membership = {
             let metrics = self.raft.metrics();
@@ -42,7 +43,7 @@ impl Replica {
         };
         let membership = membership.membership();
         let body = transport::encode_vote_alone(&vote);
-        let within = self.context.timing.election_min;
+        let within = self.votes_within();
         let others = membership.voter_ids().filter(|voter| *voter != self.replica.0);
         let ask = |voter| {
             let node = NodeId(membership.get_node(&voter)?.node);
@@ -53,11 +54,18 @@ impl Replica {
         let mut follow = BTreeSet::from([self.replica.0]);
         while !has_majority(membership, |voter| follow.contains(&voter)) {
             let (voter, answer) = asked.next().await?;
-            if answer.is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
-                follow.insert(voter);
+            // Consensus will not wait for the others longer than this would.
+            if !answer.is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
+                return None;
             }
+            follow.insert(voter);
         }
         Some(index)
+    }
+
+    /// How long voters are waited for: as long as a heartbeat is, and once more on a busy machine.
+    pub(super) fn votes_within(&self) -> Duration {
+        self.context.timing.heartbeat * 2
     }
 
     /// A voter's answer: whether its vote is still for the leader that asks.

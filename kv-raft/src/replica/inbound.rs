@@ -1,8 +1,8 @@
 //! Messages of other replicas to this one.
 //!
-//! Invariants: any message of Raft wakes a sleeping replica; within an election timeout of its process's start a
-//! replica grants no vote, because its former self may have given the leader a lease that still runs; without room on
-//! the disk nothing is taken that has to be written, but for votes.
+//! Invariants: any message of consensus wakes a sleeping replica (a question about its vote does not); within an election
+//! timeout of its process's start a replica grants no vote, because its former self may have given the leader a lease that
+//! still runs; without room on the disk nothing is taken that has to be written, but for votes.
 //!
 //! Not here: decoding (transport, messages); what Raft answers (openraft).
 

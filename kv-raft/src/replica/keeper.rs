@@ -1,5 +1,5 @@
 //! What is done for all replicas of a node on a schedule: flushing, purging, comparing, going to sleep, waking when a node
-//! is lost.
+//! is lost, and looking after shards whose leader is missing or unanswered.
 //!
 //! Invariants: one timer each for all replicas; a sleeping replica costs a look at one flag; the log is purged only up
 //! to what is durably applied, because only a flush asks for it, and no further than the snapshot that names it.

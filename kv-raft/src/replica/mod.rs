@@ -111,6 +111,8 @@ pub struct Replica {
     /// From when on it counts against its quorum that nobody answers this leader, in milliseconds since the context
     /// began.
     asking_since: AtomicU64,
+    /// Whether the last look at this leader's quorum found it unanswered.
+    unanswered: AtomicBool,
     /// Since when there is no leader, in milliseconds since the context began; 0 while it is.
     leaderless: AtomicU64,
     /// Until then this process grants no votes and stands for none; None if it never gave a lease away.
@@ -174,6 +176,7 @@ impl Replica {
             stepping_aside: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             asking_since: AtomicU64::new(0),
+            unanswered: AtomicBool::new(false),
             leaderless: AtomicU64::new(0),
             votes_from,
             durable: AtomicU64::new(record.applied.map_or(0, |applied| applied.index)),

@@ -1,15 +1,15 @@
-//! Whether a majority still answers the replica that leads.
+//! Whether a majority still answers the replica that leads, and what a leader does that none answers.
 //!
 //! A leader that is cut off does not step down by itself: it stays the leader of its term until it hears of another. So
 //! its role alone does not tell whether its shard serves.
 //!
-//! Such a leader would keep the others from electing another one for as long as they hear it: where messages pass in one
-//! direction only, for ever. So it sends no heartbeats in turns that are long enough for an election. openraft does
+//! Such a leader would keep whoever still hears it from voting for another one, who may need that vote for a majority. So it sends no heartbeats in turns that are long enough for an election. openraft does
 //! the same (`quorum_loss_probe_interval`), but counts the time a shard slept as time without an answer: every other
 //! shard that woke would begin with a silent turn.
 //!
 //! Invariants: a leader is never said to lack its quorum while a majority answers; one that lacks it is said so within
-//! [`Replica::patience`], also while the shard sleeps; a leader that just woke or was just elected is never silent.
+//! [`Replica::patience`], also while the shard sleeps; a leader that just woke or was just
+//! elected is never silent.
 //!
 //! Not here: what is refused meanwhile (proposals); who leads (mod).
 
@@ -31,9 +31,11 @@ impl Replica {
         self.context.timing.election_max * 3
     }
 
-    /// A silence is counted from now on at the earliest: it leads anew, or woke, and has asked nobody yet.
+    /// A silence is counted from now on at the earliest: it leads anew, or woke, or did not fall asleep after all, and has
+    /// asked nobody yet.
     pub(super) fn begins_to_ask(&self) {
         self.asking_since.store(self.context.now_ms(), Ordering::Release);
+        self.unanswered.store(false, Ordering::Release);
         self.outbound.set_silent(false);
     }
 
@@ -41,25 +43,50 @@ impl Replica {
         Duration::from_millis(self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire)))
     }
 
-    /// Called again and again: begins and ends the turns in which a leader that no majority answers is silent.
+    /// Called once in an election timeout: begins and ends the turns in which a leader that no majority answers is silent.
+    /// One look is not enough to begin: a process that stood still for a while was not answered because it did not ask.
     pub(super) fn consider_silence(&self) {
-        if self.is_hibernated() || !(self.is_leader() || self.outbound.is_silent()) {
+        if self.is_hibernated() || self.dozing.load(Ordering::Acquire) {
             return;
         }
-        let unanswered = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let alone = metrics.membership_config.membership().voter_ids().eq([self.replica.0]);
-            let acked = metrics.last_quorum_acked.map_or(Duration::MAX, |acked| acked.into_inner().elapsed());
-            if metrics.state == ServerState::Leader && !alone { acked.min(self.asks_for()) } else { Duration::ZERO }
-        };
-        self.outbound.set_silent(is_silent_after(unanswered, self.context.timing.election_max));
+        let since = self.asking_since.load(Ordering::Acquire);
+        let turn = self.is_silent_turn();
+        let before = self.unanswered.swap(turn, Ordering::AcqRel);
+        self.outbound.set_silent(turn && before);
+        // It was elected or woken meanwhile.
+        if self.asking_since.load(Ordering::Acquire) != since {
+            self.outbound.set_silent(false);
+        }
+    }
+
+    /// Ends such a turn at once if an answer came, for somebody who waits for the next.
+    pub(super) fn end_silence(&self) {
+        if self.outbound.is_silent() && !self.is_silent_turn() {
+            self.outbound.set_silent(false);
+        }
+    }
+
+    fn is_silent_turn(&self) -> bool {
+        if !self.is_leader() {
+            return false;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader || self.is_alone(&metrics) {
+            return false;
+        }
+        let acked = metrics.last_quorum_acked.map_or(Duration::MAX, |acked| acked.into_inner().elapsed());
+        is_silent_after(acked.min(self.asks_for()), self.context.timing.election_max)
+    }
+
+    fn is_alone(&self, metrics: &RaftMetrics<ShardRaft>) -> bool {
+        metrics.membership_config.membership().voter_ids().eq([self.replica.0])
     }
 
     /// Whether it leads and no majority answers it.
     pub(super) fn lacks_quorum(&self, metrics: &RaftMetrics<ShardRaft>) -> bool {
         let membership = metrics.membership_config.membership();
-        if metrics.state != ServerState::Leader || !self.is_leader() || membership.voter_ids().eq([self.replica.0]) {
+        if metrics.state != ServerState::Leader || !self.is_leader() || self.is_alone(metrics) {
             return false;
         }
         let patience = self.patience();

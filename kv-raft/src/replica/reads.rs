@@ -250,6 +250,7 @@ impl Replica {
 
     /// The same by consensus, which renews the leader's lease and makes followers of voters that did not know of it.
     pub(super) async fn quorum_round(&self) -> Result<u64, ReadError> {
+        self.end_silence();
         self.linearizer(ReadPolicy::ReadIndex.into()).await
     }
 
@@ -258,8 +259,8 @@ impl Replica {
         let leader = self.leader().filter(|leader| leader.replica != self.replica);
         let Some(at) = leader else { return Err(ReadError::NotLeader { leader: None }) };
         let asked = Instant::now();
-        // Time for the round the leader is in and for the next.
-        let within = self.context.timing.election_max * 2;
+        // Time for the round the leader is in and for the next, each first by votes and then by consensus.
+        let within = (self.context.timing.election_max + self.votes_within()) * 2;
         let answer = self.send(at.node, at.replica.0, FrameKind::ReadIndex, Bytes::new(), within);
         let Some(answer) = self.stopping.run_until_cancelled(answer).await else { return Err(ReadError::Stopped) };
         let index = match answer.map(|body| transport::decode_index(&body)) {

@@ -7,7 +7,7 @@
 //! when the leader's node is lost, or comes back as another process, the followers wake and elect.
 //!
 //! Invariants: sleep is never needed for safety: a replica that sleeps alone only fails to call elections, and any
-//! request or message of Raft wakes it. A request that comes while sleep is agreed on is never slept over: each side
+//! request or message of consensus wakes it. A request that comes while sleep is agreed on is never slept over: each side
 //! first writes its own mark, then reads the other's.
 //!
 //! Not here: when nodes count as alive (transport, peers); who asks for sleep and when (keeper).
@@ -126,6 +126,7 @@ impl Replica {
             self.context.metrics.hibernations.inc();
             tracing::debug!(shard = %self.shard, "shard sleeps");
         } else if agreed == Some(false) {
+            self.begins_to_ask();
             self.resume();
             // Whoever agreed already wakes by this; it fails only for a replica that stops.
             let _ = self.raft.trigger().heartbeat().await;

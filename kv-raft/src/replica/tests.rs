@@ -163,7 +163,7 @@ async fn an_index_is_confirmed_only_in_the_term_of_what_was_applied_last() {
     replica.propose(put()).await.unwrap();
     let applied = replica.view().unwrap().applied().unwrap().index;
     assert_eq!(replica.confirmed_index().await, Some(applied));
-    replica.outbound.tell(applied + 5);
+    replica.outbound.tell_committed(applied + 5);
     assert_eq!(replica.confirmed_index().await, Some(applied + 5), "the others may have applied it");
     replica.log.clone().save_vote(&Vote::new(1000, 1)).await.unwrap();
     assert_eq!(replica.confirmed_index().await, None, "of this term nothing is applied");

@@ -274,13 +274,13 @@ pub(crate) fn decode_index(body: &[u8]) -> Result<u64, MessageError> {
     decode_whole("read index", body)
 }
 
-/// Whether the follower sleeps now.
+/// Whether the one that was asked agrees: to sleep, or that it still votes for the leader that asks.
 pub(crate) fn encode_agreement(agreed: bool) -> Bytes {
     encode_part(&agreed)
 }
 
 pub(crate) fn decode_agreement(body: &[u8]) -> Result<bool, MessageError> {
-    decode_whole("answer to a hibernation", body)
+    decode_whole("yes or no", body)
 }
 
 /// A vote: in a snapshot's header the sender's, in a question the one that is asked about.

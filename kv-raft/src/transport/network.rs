@@ -61,11 +61,11 @@ pub(crate) struct Outbound {
 
 impl Outbound {
     /// The highest committed index that another replica may have been told; it rises before one is.
-    pub(crate) fn told(&self) -> u64 {
+    pub(crate) fn told_committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn tell(&self, committed: u64) {
+    pub(crate) fn tell_committed(&self, committed: u64) {
         self.committed.fetch_max(committed, Ordering::AcqRel);
     }
 
@@ -162,7 +162,7 @@ impl Connection {
                 CallError::Unreachable { node: self.link.node(), reason: "no majority answers: silent".to_owned() };
             return Append { answered: Box::pin(std::future::ready(Err(silent))), sent: Sent { prev, last, bytes: 0 } };
         }
-        self.outbound.tell(request.leader_commit.map_or(0, |id| id.index));
+        self.outbound.tell_committed(request.leader_commit.map_or(0, |id| id.index));
         let body = messages::encode_append(request);
         let bytes = body.len();
         let observed = (!request.entries.is_empty()).then(|| Arc::clone(&self.inner.metrics));
