@@ -17,14 +17,14 @@ use kv_client::Client;
 use kv_proto::pb::admin::v1 as pb;
 use kv_proto::pb::v1::{PutRequest, RequestHeader};
 use kv_tests::admin::Admin;
-use kv_tests::campaign::{Campaign, setting};
+use kv_tests::campaign::Campaign;
 use kv_tests::cluster::Cluster;
 use kv_tests::files::files_below;
 use kv_tests::raw;
 use kv_tests::settings::Settings;
 use kv_tests::wait;
 
-use crate::table::{Provoked, table, workspace};
+use crate::table::{Provoked, chosen, table, workspace};
 
 /// The node with the failpoints.
 const VICTIM: usize = 3;
@@ -349,17 +349,6 @@ impl Storm {
         campaign.finish()?;
         self.cluster.finish().await
     }
-}
-
-/// Those of these kinds; `FAILPOINT_ONLY=log.write,data.` takes what begins so, `FAILPOINT_SHARE=3` a third, another one
-/// each time.
-fn chosen(of: &[Provoked]) -> Result<Vec<(String, Provoked)>> {
-    let only = std::env::var("FAILPOINT_ONLY").ok();
-    let is_chosen = |name: &str| only.as_deref().is_none_or(|only| only.split(',').any(|only| name.starts_with(only)));
-    let all = table()?.into_iter().filter(|(name, provoked)| of.contains(provoked) && is_chosen(name));
-    let share = usize::try_from(setting("FAILPOINT_SHARE", 1, 1))?.max(1);
-    let from = rand::random_range(0..share);
-    Ok(all.skip(from).step_by(share).collect())
 }
 
 #[ignore = "needs kv-node-failpoints: scripts/test failpoints"]
