@@ -32,11 +32,7 @@ async fn a_write_whose_entry_was_truncated_has_an_unknown_outcome() {
         tokio_util::task::TaskTracker::new().spawn(write)
     };
     eventually("the entry is in its log", || (old.status().last > last).then_some(())).await;
-    let new = eventually("the others elect", || {
-        let others = cluster.nodes.values().filter(|node| node.id != alone).map(|node| node.replica());
-        others.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
-    })
-    .await;
+    let new = cluster.leader_after(term).await;
     new.propose(support::put("after", "1")).await.unwrap();
     assert!(!lost.is_finished(), "nobody can know yet");
     cluster.heal();
@@ -91,11 +87,7 @@ async fn a_leader_cut_off_serves_no_read_that_misses_what_the_others_wrote() {
     let old = cluster.leader().await;
     let (term, alone) = (old.status().term, NodeId(old.replica().0));
     cluster.isolate(alone);
-    let new = eventually("the others elect", || {
-        let others = cluster.nodes.values().filter(|node| node.id != alone).map(|node| node.replica());
-        others.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
-    })
-    .await;
+    let new = cluster.leader_after(term).await;
     new.propose(support::put("a", "2")).await.unwrap();
     for mode in [ReadMode::Linearizable, ReadMode::Lease, ReadMode::Stale { max_staleness: Some(Duration::MAX) }] {
         let read = tokio::time::timeout(PATIENCE, old.read(mode)).await.unwrap();
@@ -115,11 +107,7 @@ async fn a_leader_that_only_a_minority_answers_gives_way_to_one_that_reaches_a_m
     let (term, alone) = (old.status().term, NodeId(old.replica().0));
     let others: Vec<NodeId> = cluster.nodes.keys().copied().filter(|node| *node != alone).collect();
     cluster.cut(alone, &others[1..]);
-    let new = eventually("a replica that reaches a majority leads", || {
-        let replicas = others.iter().map(|node| cluster.nodes[node].replica());
-        replicas.filter(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone).next()
-    })
-    .await;
+    let new = cluster.leader_after(term).await;
     new.propose(support::put("a", "2")).await.unwrap();
     cluster.heal();
     assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));

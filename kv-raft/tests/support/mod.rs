@@ -252,6 +252,15 @@ impl Cluster {
         found.await
     }
 
+    /// A replica that leads in a later term than this one, once one does.
+    pub async fn leader_after(&self, term: u64) -> Arc<Replica> {
+        let found = eventually("a leader of a later term", || {
+            let mut replicas = self.nodes.values().map(TestNode::replica);
+            replicas.find(|replica| replica.is_leader() && replica.status().term > term).map(Arc::clone)
+        });
+        found.await
+    }
+
     /// Writes through whoever leads until it is acknowledged, with one sequence for all attempts.
     pub async fn put(&self, key: &str, value: &str) {
         let sequence = self.sequence.fetch_add(1, Ordering::SeqCst) + 1;
