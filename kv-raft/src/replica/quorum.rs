@@ -3,13 +3,13 @@
 //! A leader that is cut off does not step down by itself: it stays the leader of its term until it hears of another. So
 //! its role alone does not tell whether its shard serves.
 //!
-//! Such a leader would keep whoever still hears it from voting for another one, who may need that vote for a majority. So it sends no heartbeats in turns that are long enough for an election. openraft does
-//! the same (`quorum_loss_probe_interval`), but counts the time a shard slept as time without an answer: every other
-//! shard that woke would begin with a silent turn.
+//! Such a leader would keep whoever still hears it from voting for another one, who may need that vote for a majority. So
+//! it sends no heartbeats in turns that are long enough for an election. openraft does the same
+//! (`quorum_loss_probe_interval`), but counts the time a shard slept as time without an answer: every other shard that
+//! woke would begin with a silent turn.
 //!
 //! Invariants: a leader is never said to lack its quorum while a majority answers; one that lacks it is said so within
-//! [`Replica::patience`], also while the shard sleeps; a leader that just woke or was just
-//! elected is never silent.
+//! [`Replica::patience`], also while the shard sleeps; a leader that just woke or was just elected is never silent.
 //!
 //! Not here: what is refused meanwhile (proposals); who leads (mod).
 
@@ -67,37 +67,32 @@ impl Replica {
     }
 
     fn is_silent_turn(&self) -> bool {
-        if !self.is_leader() {
-            return false;
-        }
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        if metrics.state != ServerState::Leader || self.is_alone(&metrics) {
-            return false;
-        }
-        let acked = metrics.last_quorum_acked.map_or(Duration::MAX, |acked| acked.into_inner().elapsed());
-        is_silent_after(acked.min(self.asks_for()), self.context.timing.election_max)
+        let unanswered = self.since_answer(&metrics);
+        unanswered.is_some_and(|since| is_silent_after(since.min(self.asks_for()), self.context.timing.election_max))
     }
 
-    fn is_alone(&self, metrics: &RaftMetrics<ShardRaft>) -> bool {
-        metrics.membership_config.membership().voter_ids().eq([self.replica.0])
+    /// For how long no majority has answered this leader; None if it is none, or needs no other voter's answer.
+    fn since_answer(&self, metrics: &RaftMetrics<ShardRaft>) -> Option<Duration> {
+        let leads = metrics.state == ServerState::Leader && self.is_leader();
+        if !leads || metrics.membership_config.membership().voter_ids().eq([self.replica.0]) {
+            return None;
+        }
+        Some(metrics.last_quorum_acked.map_or(Duration::MAX, |acked| acked.into_inner().elapsed()))
     }
 
     /// Whether it leads and no majority answers it.
     pub(super) fn lacks_quorum(&self, metrics: &RaftMetrics<ShardRaft>) -> bool {
-        let membership = metrics.membership_config.membership();
-        if metrics.state != ServerState::Leader || !self.is_leader() || self.is_alone(metrics) {
-            return false;
-        }
         let patience = self.patience();
-        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
-        if acked.is_some_and(|acked| acked.elapsed() < patience) {
+        if self.since_answer(metrics).is_none_or(|since| since < patience) {
             return false;
         }
         // In the reverse order of waking, which notes the time before it is awake.
         let is_awake = !self.is_hibernated();
         let has_asked = is_awake && self.asks_for() >= patience;
         // While nobody is asked, what comes from the voters' nodes stands in for their answers.
+        let membership = metrics.membership_config.membership();
         let is_heard = |voter| membership.get_node(&voter).is_some_and(|at| self.is_heard(NodeId(at.node), patience));
         has_asked || !has_majority(membership, is_heard)
     }

@@ -140,9 +140,7 @@ async fn a_process_that_just_began_confirms_no_index_by_the_vote_it_finds() {
     let engines = engines(folder.path());
     let timing = Timing { election_max: Duration::from_secs(5), ..Timing::default() };
     let first = context(&engines, &timing);
-    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
-    until("it leads", || replica.is_leader()).await;
-    replica.propose(put()).await.unwrap();
+    let replica = lead(&first).await;
     assert!(replica.confirmed_index().await.is_some());
     end(first, replica).await;
 
@@ -158,9 +156,7 @@ async fn an_index_is_confirmed_only_in_the_term_of_what_was_applied_last() {
     let folder = tempfile::tempdir().unwrap();
     let engines = engines(folder.path());
     let context = context(&engines, &Timing::default());
-    let replica = Replica::start(&context, spec(1, 1)).await.unwrap();
-    until("it leads", || replica.is_leader()).await;
-    replica.propose(put()).await.unwrap();
+    let replica = lead(&context).await;
     let applied = replica.view().unwrap().applied().unwrap().index;
     assert_eq!(replica.confirmed_index().await, Some(applied));
     replica.outbound.tell_committed(applied + 5);
@@ -173,6 +169,14 @@ async fn an_index_is_confirmed_only_in_the_term_of_what_was_applied_last() {
 fn put() -> EncodedCommand {
     let operations = vec![Operation::Put { key: b"k", value: b"v" }];
     EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations })
+}
+
+/// The only voter, which leads and has written.
+async fn lead(context: &RaftContext) -> Arc<Replica> {
+    let replica = Replica::start(context, spec(1, 1)).await.unwrap();
+    until("it leads", || replica.is_leader()).await;
+    replica.propose(put()).await.unwrap();
+    replica
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -189,9 +193,7 @@ async fn consensus_that_panics_is_noticed_at_once_and_nothing_is_acknowledged_af
     let folder = tempfile::tempdir().unwrap();
     let engines = engines(folder.path());
     let context = context(&engines, &Timing::default());
-    let replica = Replica::start(&context, spec(1, 1)).await.unwrap();
-    until("it leads", || replica.is_leader()).await;
-    replica.propose(put()).await.unwrap();
+    let replica = lead(&context).await;
     engines.0.fault().panic_next_append();
     let answer = replica.propose(put()).await;
     assert!(matches!(answer, Err(ProposeError::OutcomeUnknown | ProposeError::Fatal(_))), "{answer:?}");
@@ -209,9 +211,7 @@ async fn data_whose_log_is_gone_or_anothers_is_refused_and_left_as_it_is() {
     let timing = Timing::default();
     let engines = engines(folder.path());
     let first = context(&engines, &timing);
-    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
-    until("it leads", || replica.is_leader()).await;
-    replica.propose(put()).await.unwrap();
+    let replica = lead(&first).await;
     first.flush().await.unwrap();
     end(first, replica).await;
 
@@ -283,9 +283,7 @@ async fn a_timestamp_that_the_shard_gave_is_readable_whatever_the_clock_says() {
     let timing = Timing::default();
     let ahead = Clock::with_source(Arc::new(Ahead(SystemClock::default())), CLOCK_OFFSET_MAX);
     let first = context_at(&engines, &timing, ahead);
-    let replica = Replica::start(&first, spec(1, 1)).await.unwrap();
-    until("it leads", || replica.is_leader()).await;
-    replica.propose(put()).await.unwrap();
+    let replica = lead(&first).await;
     let given = replica.read(ReadMode::Linearizable).await.unwrap().last_commit();
     end(first, replica).await;
 
