@@ -214,7 +214,8 @@ impl Host {
         match (before, refusals.reason()) {
             (None, Some(why)) => tracing::warn!(why, "this node refuses to lead"),
             (Some(_), None) => tracing::info!("this node may lead again"),
-            (None, None) | (Some(_), Some(_)) => {}
+            (None, None) => return,
+            (Some(_), Some(_)) => {}
         }
         for replica in self.replicas() {
             self.review(&refusals, &replica);

@@ -41,7 +41,7 @@ impl Default for Timing {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(350),
             election_max: Duration::from_millis(450),
-            hibernate_after: Some(Duration::from_secs(10)),
+            hibernate_after: Some(Duration::from_secs(1)),
             flush_interval: Duration::from_secs(30),
             flush_log_bytes: 64 << 20,
             log_entries_kept: 10_000,

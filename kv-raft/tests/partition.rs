@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_proto::ids::{ClientId, NodeId, Sequence};
 use kv_raft::command::SessionTag;
-use kv_raft::replica::{ProposeError, ReadMode};
+use kv_raft::replica::{ProposeError, ReadMode, Replica};
+use kv_raft::timing::Timing;
 use support::{Cluster, PATIENCE, awake, eventually, put_tagged};
 
 /// Consensus answers "not leader" also for an entry that was in the log of a leader that lost it. A client told that
@@ -111,5 +112,28 @@ async fn a_leader_that_only_a_minority_answers_gives_way_to_one_that_reaches_a_m
     new.propose(support::put("a", "2")).await.unwrap();
     cluster.heal();
     assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
+    cluster.stop_all().await;
+}
+
+/// A node that is away must not keep the shards of all others awake, nor be left behind by shards that sleep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_sleeps_while_a_node_is_away_and_wakes_when_it_comes() {
+    let timing = Timing { hibernate_after: Some(Duration::from_millis(500)), ..Timing::default() };
+    let cluster = Cluster::start(3, timing).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let term = leader.status().term;
+    let sleeps = |replica: &Arc<Replica>| replica.status().hibernated;
+    let away = cluster.nodes.values().map(|node| node.replica()).find(|replica| !replica.is_leader()).unwrap();
+    let others = || cluster.nodes.values().map(|node| node.replica()).filter(|other| other.replica() != away.replica());
+    // It stands for no election, so that nothing it sends wakes the others.
+    away.set_may_lead(false);
+    cluster.isolate(NodeId(away.replica().0));
+    leader.propose(support::put("a", "2")).await.unwrap();
+    eventually("the others sleep", || others().all(sleeps).then_some(())).await;
+    assert!(!sleeps(away), "nobody asked it");
+    cluster.heal();
+    eventually("all sleep", || cluster.nodes.values().map(|node| node.replica()).all(sleeps).then_some(())).await;
+    assert_eq!((away.status().applied, away.status().term), (leader.status().applied, term));
     cluster.stop_all().await;
 }

@@ -22,7 +22,7 @@ fn median(mut latencies: Vec<Duration>) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_idle_shards_hibernate_and_each_wakes_on_its_first_request() -> Result<()> {
-    let cluster = Cluster::start(Settings::default().shards(1).line("hibernate_after = \"2s\"")).await?;
+    let cluster = Cluster::start(Settings::default().shards(1)).await?;
     let before = resident(&cluster)?;
     let mut admin = cluster.admin().await?;
     let wide = CreateKeyspaceRequest { name: "wide".to_owned(), shards: SHARDS, ..CreateKeyspaceRequest::default() };

@@ -137,7 +137,7 @@ impl Default for Config {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(350),
             election_timeout_max: Duration::from_millis(450),
-            hibernate_after: Duration::from_secs(10),
+            hibernate_after: Duration::from_secs(1),
             clock_offset_max: Duration::from_millis(500),
             worker_threads: 0,
             memory_budget: 512 << 20,

@@ -121,7 +121,7 @@ impl PeerApi {
         let found = matches!(waited, Ok(Ok(_))) || self.shared.view.load().version() > request.have_version;
         let catalog = found.then(|| self.shared.view.load().catalog().clone());
         let led = self.shared.host.replicas().into_iter().filter_map(|replica| {
-            let leader = replica.leader()?;
+            let leader = replica.leader().filter(|leader| leader.replica == replica.replica())?;
             let (shard_id, term, leader_node_id) = (replica.shard().0, leader.term, leader.node.0);
             Some(LedShard { shard_id, term, leader_node_id })
         });

@@ -61,7 +61,7 @@ pub(super) struct Shared {
     pub(super) cancel: CancellationToken,
     /// One checksum is computed at a time.
     pub(super) checking: tokio::sync::Semaphore,
-    replicas: RwLock<BTreeMap<ShardId, Weak<Replica>>>,
+    replicas: RwLock<BTreeMap<ShardId, Registered>>,
     /// Bytes that went into the log since the process began.
     log_bytes: AtomicU64,
     failure: Failure,
@@ -204,24 +204,45 @@ impl RaftContext {
     }
 }
 
+/// A running replica, and whether it sleeps.
+struct Registered {
+    replica: Weak<Replica>,
+    hibernated: Arc<AtomicBool>,
+}
+
+impl Registered {
+    fn get(&self) -> Option<Arc<Replica>> {
+        self.replica.upgrade()
+    }
+}
+
 impl Shared {
     pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
-        self.replicas.read().get(&shard).and_then(Weak::upgrade)
+        self.replicas.read().get(&shard).and_then(Registered::get)
     }
 
     pub(super) fn replicas(&self) -> Vec<Arc<Replica>> {
-        self.replicas.read().values().filter_map(Weak::upgrade).collect()
+        self.replicas.read().values().filter_map(Registered::get).collect()
+    }
+
+    /// Those that do not sleep; a sleeping one costs a look at its flag.
+    pub(super) fn awake(&self) -> Vec<Arc<Replica>> {
+        let replicas = self.replicas.read();
+        let awake = replicas.values().filter(|registered| !registered.hibernated.load(Ordering::Relaxed));
+        awake.filter_map(Registered::get).collect()
     }
 
     /// False if the shard has a running replica.
     pub(super) fn register(&self, replica: &Arc<Replica>) -> bool {
         let free = self.transport.registry().insert(replica.shard(), Arc::clone(replica) as Arc<dyn Inbound>);
         if free {
-            self.replicas.write().insert(replica.shard(), Arc::downgrade(replica));
+            let registered =
+                Registered { replica: Arc::downgrade(replica), hibernated: Arc::clone(&replica.hibernated) };
+            self.replicas.write().insert(replica.shard(), registered);
         }
         free
     }
@@ -229,7 +250,7 @@ impl Shared {
     pub(super) fn unregister(&self, shard: ShardId, replica: ReplicaId) {
         self.transport.registry().remove(shard, replica);
         let mut replicas = self.replicas.write();
-        if replicas.get(&shard).and_then(Weak::upgrade).is_none_or(|held| held.replica() == replica) {
+        if replicas.get(&shard).and_then(Registered::get).is_none_or(|held| held.replica() == replica) {
             replicas.remove(&shard);
         }
     }

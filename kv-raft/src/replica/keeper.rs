@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use kv_proto::ids::NodeId;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::context::Shared;
 use crate::failpoint;
+use crate::transport::Alive;
 
 /// How often the flush job looks whether a flush is due.
 const FLUSH_CHECK: Duration = Duration::from_millis(500);
@@ -77,11 +79,12 @@ pub(super) async fn flush_once(shared: &Arc<Shared>) -> Result<(), String> {
 
 /// Offers sleep to every replica that is awake.
 pub(super) async fn put_to_sleep(shared: Arc<Shared>) {
-    let mut ticks = interval(shared.timing.heartbeat * 2);
+    let Some(after) = shared.timing.hibernate_after else { return };
+    let mut ticks = interval(after / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-        for replica in shared.replicas() {
-            replica.consider_sleep();
+        for replica in shared.awake() {
+            replica.consider_sleep(after);
         }
     }
 }
@@ -103,20 +106,24 @@ pub(super) async fn watch_elections(shared: Arc<Shared>) {
     let mut ticks = interval(shared.timing.election_max);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shared.cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-        for replica in shared.replicas() {
+        for replica in shared.awake() {
             replica.consider_standing();
             replica.consider_silence();
         }
     }
 }
 
-/// Wakes the sleeping followers of a leader whose node is lost or began anew.
+/// Wakes the sleeping replicas that nodes which are lost, came, or began anew concern.
 pub(super) async fn follow_nodes(shared: Arc<Shared>) {
     let mut alive = shared.transport.watch_alive();
+    let mut before = Alive::new();
     while let Some(Ok(())) = shared.cancel.run_until_cancelled(alive.changed()).await {
         let now = alive.borrow_and_update().clone();
+        let is_new = |(node, incarnation): &(&NodeId, &u64)| before.get(node) != Some(incarnation);
+        let came = now.iter().filter(is_new).map(|(node, _)| *node).collect();
         for replica in shared.replicas() {
-            replica.nodes_changed(&now);
+            replica.nodes_changed(&now, &came);
         }
+        before = now;
     }
 }

@@ -98,8 +98,8 @@ pub struct Replica {
     leader: watch::Sender<Option<LeaderInfo>>,
     /// Milliseconds since the context began.
     last_used: AtomicU64,
-    /// Mirrors whether `asleep` is Some, for the way of every request.
-    hibernated: AtomicBool,
+    /// Mirrors whether `asleep` is Some, for the way of every request and for looks at all replicas.
+    hibernated: Arc<AtomicBool>,
     asleep: Mutex<Option<Asleep>>,
     /// A hibernation is being agreed.
     dozing: AtomicBool,
@@ -169,7 +169,7 @@ impl Replica {
             outbound,
             leader: watch::Sender::new(None),
             last_used: AtomicU64::new(shared.now_ms()),
-            hibernated: AtomicBool::new(false),
+            hibernated: Arc::default(),
             asleep: Mutex::new(None),
             dozing: AtomicBool::new(false),
             may_lead: AtomicBool::new(true),

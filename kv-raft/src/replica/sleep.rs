@@ -3,15 +3,18 @@
 //! The leader of an idle shard, whose followers have all it has, stops its heartbeats, waits until the last of them
 //! has passed, and asks every other replica to sleep. A follower agrees if it follows that leader in that term and its
 //! log ends, applied, where the leader's does. If all agree, the leader sleeps too; if one does not, the leader goes on
-//! and its next heartbeat wakes the others. While a shard sleeps the hellos between nodes stand in for its heartbeats:
-//! when the leader's node is lost, or comes back as another process, the followers wake and elect.
+//! and its next heartbeat wakes the others. Replicas on nodes that are away are not asked, as long as the others are a
+//! majority. While a shard sleeps the hellos between nodes stand in for its heartbeats: when the leader's node is lost, or
+//! comes back as another process, the followers wake and elect; when a follower's node comes, or comes back as another
+//! process, the leader wakes.
 //!
 //! Invariants: sleep is never needed for safety: a replica that sleeps alone only fails to call elections, and any
-//! request or message of consensus wakes it. A request that comes while sleep is agreed on is never slept over: each side
-//! first writes its own mark, then reads the other's.
+//! request or message of consensus wakes it. A request, or a node, that comes while sleep is agreed on is never slept
+//! over: each side first writes its own mark, then reads the other's.
 //!
 //! Not here: when nodes count as alive (transport, peers); who asks for sleep and when (keeper).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,8 +26,9 @@ use kv_proto::pb::raft::v1::{Frame, FrameKind};
 use openraft::async_runtime::WatchReceiver as _;
 
 use super::Replica;
+use super::quorum::has_majority;
 use crate::transport::{self, Alive, CallError, Hibernate};
-use crate::types::Role;
+use crate::types::{FollowerState, Role};
 
 /// What a sleeping replica must know.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,15 @@ pub(super) struct Asleep {
     /// Of the leader's node when it fell asleep.
     incarnation: u64,
     leads: bool,
+}
+
+/// A shard that could sleep.
+struct Quiet {
+    proposal: Hibernate,
+    /// Who has to agree.
+    here: Vec<(u64, NodeId)>,
+    /// The nodes of the others.
+    away: BTreeSet<NodeId>,
 }
 
 impl Replica {
@@ -100,9 +113,8 @@ impl Replica {
         true
     }
 
-    /// Begins to put the shard to sleep if this replica leads it and all is quiet.
-    pub(super) fn consider_sleep(&self) {
-        let Some(after) = self.context.timing.hibernate_after else { return };
+    /// Begins to put the shard to sleep if this replica leads it and all has been quiet for this long.
+    pub(super) fn consider_sleep(&self, after: Duration) {
         if self.is_hibernated() || !self.is_leader() || !self.is_idle_for(after) {
             return;
         }
@@ -137,15 +149,15 @@ impl Replica {
 
     async fn ask_all_to_sleep(&self) -> bool {
         let used_before = self.last_used.load(Ordering::SeqCst);
-        if self.proposal_to_sleep().is_none() {
+        if self.quiet().is_none() {
             return false;
         }
         self.raft.runtime_config().heartbeat(false);
         tokio::time::sleep(self.context.timing.heartbeat).await;
-        let Some((proposal, others)) = self.proposal_to_sleep() else { return false };
+        let Some(Quiet { proposal, here, away }) = self.quiet() else { return false };
         let body = transport::encode_hibernate(&proposal);
         let within = self.context.timing.election_min;
-        let asked = others
+        let asked = here
             .into_iter()
             .map(|(replica, node)| self.send(node, replica, FrameKind::Hibernate, body.clone(), within));
         let answers = futures::future::join_all(asked).await;
@@ -153,22 +165,38 @@ impl Replica {
             .iter()
             .all(|answer| answer.as_ref().is_ok_and(|answer| transport::decode_agreement(answer).unwrap_or(false)));
         let asleep = Asleep { leader_node: self.context.transport.node(), incarnation: 0, leads: true };
-        all && self.sleep(asleep, used_before)
+        if !all || !self.sleep(asleep, used_before) {
+            return false;
+        }
+        // One that came before this leader slept has woken nobody.
+        if away.iter().any(|node| self.context.transport.alive(*node)) {
+            self.roused();
+        }
+        true
     }
 
-    /// What the others are asked, and who they are; None unless all of them are alive and have all there is.
-    fn proposal_to_sleep(&self) -> Option<(Hibernate, Vec<(u64, NodeId)>)> {
+    /// None unless this replica leads, a majority is on living nodes, and all of those have all there is.
+    fn quiet(&self) -> Option<Quiet> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let status = self.status_of(&metrics);
-        let quiet = status.role == Role::Leader
+        let settled = status.role == Role::Leader
             && !status.joint
             && status.committed == status.last
             && status.applied == status.last
-            && status.followers.iter().all(|follower| follower.lag == 0 && self.context.transport.alive(follower.node));
-        let others: Vec<_> = status.followers.iter().map(|follower| (follower.replica.0, follower.node)).collect();
-        let proposal = Hibernate { vote: metrics.vote, last: metrics.last_applied };
-        (quiet && others.len() + 1 == status.voters.len() + status.learners.len()).then_some((proposal, others))
+            && status.followers.len() + 1 == status.voters.len() + status.learners.len();
+        let is_here = |node| self.context.transport.alive(node);
+        let (here, away): (Vec<&FollowerState>, Vec<_>) =
+            status.followers.iter().partition(|follower| is_here(follower.node));
+        let counts = |voter| voter == self.replica.0 || here.iter().any(|follower| follower.replica.0 == voter);
+        let quiet = settled
+            && has_majority(metrics.membership_config.membership(), counts)
+            && here.iter().all(|follower| follower.lag == 0);
+        quiet.then(|| Quiet {
+            proposal: Hibernate { vote: metrics.vote, last: metrics.last_applied },
+            here: here.iter().map(|follower| (follower.replica.0, follower.node)).collect(),
+            away: away.iter().map(|follower| follower.node).collect(),
+        })
     }
 
     /// A follower's answer to its leader.
@@ -208,14 +236,20 @@ impl Replica {
         });
     }
 
-    /// Wakes a follower that sleeps under a leader whose node is lost or began anew. One wakes at once, the others
-    /// later, if it has not woken them by then: so they do not split the votes.
-    pub(super) fn nodes_changed(&self, alive: &Alive) {
+    /// Wakes a leader that sleeps and one of whose followers' nodes came, and a follower that sleeps under a leader whose
+    /// node is lost or began anew. Of such followers one wakes at once, the others later, if it has not woken them by then:
+    /// so they do not split the votes.
+    pub(super) fn nodes_changed(&self, alive: &Alive, came: &BTreeSet<NodeId>) {
         if !self.is_hibernated() {
             return;
         }
-        let asleep = *self.asleep.lock();
-        let Some(asleep) = asleep.filter(|asleep| !asleep.leads) else { return };
+        let Some(asleep) = *self.asleep.lock() else { return };
+        if asleep.leads {
+            if self.standing().followers.iter().any(|follower| came.contains(&follower.node)) {
+                self.roused();
+            }
+            return;
+        }
         if alive.get(&asleep.leader_node) == Some(&asleep.incarnation) {
             return;
         }

@@ -76,7 +76,6 @@ pub fn settings(nodes: usize) -> Settings {
     let lines = [
         "flush_interval = \"500ms\"",
         "log_entries_kept = 500",
-        "hibernate_after = \"2s\"",
         "disk_free_min = \"100MiB\"",
         "disk_check_interval = \"100ms\"",
     ];
