@@ -99,23 +99,27 @@ async fn a_leader_cut_off_serves_no_read_that_misses_what_the_others_wrote() {
     cluster.stop_all().await;
 }
 
-/// The one follower that hears it would refuse its vote to the others for ever, and they are a majority only with it.
+/// The one follower that hears it would refuse its vote to the others for ever, and they are a majority only with it. One that
+/// is idle must not take itself for a leader that could sleep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_only_a_minority_answers_gives_way_to_one_that_reaches_a_majority() {
-    let cluster = Cluster::start(4, awake()).await;
-    cluster.put("a", "1").await;
-    let old = cluster.leader().await;
-    let (term, alone) = (old.status().term, NodeId(old.replica().0));
-    let others: Vec<NodeId> = cluster.nodes.keys().copied().filter(|node| *node != alone).collect();
-    cluster.cut(alone, &others[1..]);
-    let new = cluster.leader_after(term).await;
-    new.propose(support::put("a", "2")).await.unwrap();
-    cluster.heal();
-    assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
-    cluster.stop_all().await;
+    for timing in [awake(), Timing::default()] {
+        let cluster = Cluster::start(4, timing).await;
+        cluster.put("a", "1").await;
+        let old = cluster.leader().await;
+        let (term, alone) = (old.status().term, NodeId(old.replica().0));
+        let others: Vec<NodeId> = cluster.nodes.keys().copied().filter(|node| *node != alone).collect();
+        cluster.cut(alone, &others[1..]);
+        let new = cluster.leader_after(term).await;
+        new.propose(support::put("a", "2")).await.unwrap();
+        cluster.heal();
+        assert_eq!(cluster.get("a").await, Some(Bytes::from_static(b"2")));
+        cluster.stop_all().await;
+    }
 }
 
-/// A node that is away must not keep the shards of all others awake, nor be left behind by shards that sleep.
+/// A node that is away must not keep the shards of all others awake, nor be left behind by shards that sleep, nor take their
+/// leadership when it comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_sleeps_while_a_node_is_away_and_wakes_when_it_comes() {
     let timing = Timing { hibernate_after: Some(Duration::from_millis(500)), ..Timing::default() };
@@ -126,14 +130,18 @@ async fn a_shard_sleeps_while_a_node_is_away_and_wakes_when_it_comes() {
     let sleeps = |replica: &Arc<Replica>| replica.status().hibernated;
     let away = cluster.nodes.values().map(|node| node.replica()).find(|replica| !replica.is_leader()).unwrap();
     let others = || cluster.nodes.values().map(|node| node.replica()).filter(|other| other.replica() != away.replica());
-    // It stands for no election, so that nothing it sends wakes the others.
-    away.set_may_lead(false);
-    cluster.isolate(NodeId(away.replica().0));
-    leader.propose(support::put("a", "2")).await.unwrap();
-    eventually("the others sleep", || others().all(sleeps).then_some(())).await;
-    assert!(!sleeps(away), "nobody asked it");
-    cluster.heal();
-    eventually("all sleep", || cluster.nodes.values().map(|node| node.replica()).all(sleeps).then_some(())).await;
-    assert_eq!((away.status().applied, away.status().term), (leader.status().applied, term));
+    // One that stands for no election sends nothing that wakes the others.
+    for stands in [false, true, true, true] {
+        away.set_may_lead(stands);
+        cluster.isolate(NodeId(away.replica().0));
+        if !stands {
+            leader.propose(support::put("a", "2")).await.unwrap();
+        }
+        eventually("the others sleep", || others().all(sleeps).then_some(())).await;
+        eventually("it misses its leader", || (!sleeps(away)).then_some(())).await;
+        cluster.heal();
+        eventually("all sleep", || cluster.nodes.values().map(|node| node.replica()).all(sleeps).then_some(())).await;
+        assert_eq!((away.status().applied, away.status().term), (leader.status().applied, term));
+    }
     cluster.stop_all().await;
 }

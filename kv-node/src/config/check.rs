@@ -62,11 +62,6 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
         "election_timeout_max",
         "must be above election_timeout_min, or votes split".to_owned(),
     );
-    need(
-        config.hibernate_after >= config.election_timeout_max,
-        "hibernate_after",
-        "must be at least election_timeout_max".to_owned(),
-    );
 
     for (key, value) in [
         ("connections_max", config.connections_max),

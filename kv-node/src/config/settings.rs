@@ -73,7 +73,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(heartbeat_interval, duration, "DURATION", "Time between heartbeats"),
     setting!(election_timeout_min, duration, "DURATION", "Least silence of a leader before an election"),
     setting!(election_timeout_max, duration, "DURATION", "Most silence of a leader before an election"),
-    setting!(hibernate_after, duration, "DURATION", "A shard idle for this long stops its heartbeats"),
+    setting!(
+        hibernate_after,
+        duration,
+        "DURATION",
+        "A shard idle for this long, and for election_timeout_max, stops its heartbeats"
+    ),
     setting!(clock_offset_max, duration, "DURATION", "A node whose clock is further off refuses to lead"),
     setting!(worker_threads, plain, "NUMBER", "Threads for requests and consensus; 0: half of the cores"),
     setting!(memory_budget, size, "SIZE", "What the process may use in all"),

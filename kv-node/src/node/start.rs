@@ -363,7 +363,7 @@ fn context(
         heartbeat: config.heartbeat_interval,
         election_min: config.election_timeout_min,
         election_max: config.election_timeout_max,
-        hibernate_after: (!config.hibernate_after.is_zero()).then_some(config.hibernate_after),
+        hibernate_after: Some(config.hibernate_after.max(config.election_timeout_max)),
         flush_interval: config.flush_interval,
         log_entries_kept: config.log_entries_kept,
         log_bytes_kept: config.log_bytes_kept,

@@ -100,8 +100,10 @@ impl Replica {
     async fn vote(&self, body: &[u8], pre_vote: bool) -> Result<Bytes, String> {
         let request: VoteRequest<ShardRaft> = transport::decode_vote_request(body).map_err(|e| e.to_string())?;
         let too_early = self.votes_from.is_some_and(|from| Instant::now() < from);
-        // The leader of a sleeping shard sends no heartbeats, but its node lives: nobody need replace it.
-        let leader_lives = pre_vote && self.sleeps_under_living_leader();
+        // The leader of a sleeping shard sends no heartbeats, but its node lives: nobody need replace it. Nor one that has
+        // just begun to ask, whose lease nobody renewed while it slept.
+        let asks_again = self.is_leader() && self.asks_for() < self.context.timing.election_max;
+        let leader_lives = pre_vote && (self.sleeps_under_living_leader() || asks_again);
         if self.roused() {
             self.wake_leader();
         }

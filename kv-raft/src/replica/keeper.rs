@@ -10,12 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kv_proto::ids::NodeId;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::context::Shared;
 use crate::failpoint;
-use crate::transport::Alive;
 
 /// How often the flush job looks whether a flush is due.
 const FLUSH_CHECK: Duration = Duration::from_millis(500);
@@ -116,14 +114,10 @@ pub(super) async fn watch_elections(shared: Arc<Shared>) {
 /// Wakes the sleeping replicas that nodes which are lost, came, or began anew concern.
 pub(super) async fn follow_nodes(shared: Arc<Shared>) {
     let mut alive = shared.transport.watch_alive();
-    let mut before = Alive::new();
     while let Some(Ok(())) = shared.cancel.run_until_cancelled(alive.changed()).await {
         let now = alive.borrow_and_update().clone();
-        let is_new = |(node, incarnation): &(&NodeId, &u64)| before.get(node) != Some(incarnation);
-        let came = now.iter().filter(is_new).map(|(node, _)| *node).collect();
         for replica in shared.replicas() {
-            replica.nodes_changed(&now, &came);
+            replica.nodes_changed(&now);
         }
-        before = now;
     }
 }

@@ -39,7 +39,7 @@ impl Replica {
         self.outbound.set_silent(false);
     }
 
-    fn asks_for(&self) -> Duration {
+    pub(super) fn asks_for(&self) -> Duration {
         Duration::from_millis(self.context.now_ms().saturating_sub(self.asking_since.load(Ordering::Acquire)))
     }
 
@@ -74,7 +74,7 @@ impl Replica {
     }
 
     /// For how long no majority has answered this leader; None if it is none, or needs no other voter's answer.
-    fn since_answer(&self, metrics: &RaftMetrics<ShardRaft>) -> Option<Duration> {
+    pub(super) fn since_answer(&self, metrics: &RaftMetrics<ShardRaft>) -> Option<Duration> {
         let leads = metrics.state == ServerState::Leader && self.is_leader();
         if !leads || metrics.membership_config.membership().voter_ids().eq([self.replica.0]) {
             return None;

@@ -14,7 +14,6 @@
 //!
 //! Not here: when nodes count as alive (transport, peers); who asks for sleep and when (keeper).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -28,15 +27,17 @@ use openraft::async_runtime::WatchReceiver as _;
 use super::Replica;
 use super::quorum::has_majority;
 use crate::transport::{self, Alive, CallError, Hibernate};
-use crate::types::{FollowerState, Role};
+use crate::types::Role;
 
-/// What a sleeping replica must know.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asleep {
-    leader_node: NodeId,
-    /// Of the leader's node when it fell asleep.
-    incarnation: u64,
-    leads: bool,
+/// What a sleeping replica must know: of which incarnation the nodes were when it fell asleep.
+#[derive(Clone, Debug)]
+pub(super) enum Asleep {
+    /// The nodes of its followers; None while away.
+    Leads(Arc<[(NodeId, Option<u64>)]>),
+    Follows {
+        leader_node: NodeId,
+        incarnation: u64,
+    },
 }
 
 /// A shard that could sleep.
@@ -44,12 +45,14 @@ struct Quiet {
     proposal: Hibernate,
     /// Who has to agree.
     here: Vec<(u64, NodeId)>,
-    /// The nodes of the others.
-    away: BTreeSet<NodeId>,
+    /// As in [`Asleep::Leads`].
+    nodes: Arc<[(NodeId, Option<u64>)]>,
 }
 
 impl Replica {
-    pub(super) fn is_hibernated(&self) -> bool {
+    /// Whether it sleeps.
+    #[must_use]
+    pub fn is_hibernated(&self) -> bool {
         self.hibernated.load(Ordering::SeqCst)
     }
 
@@ -80,8 +83,8 @@ impl Replica {
             slept
         };
         self.context.metrics.wakes.inc();
-        tracing::debug!(shard = %self.shard, replica = %self.replica, leads = slept.leads, "woke");
-        if slept.leads
+        tracing::debug!(shard = %self.shard, replica = %self.replica, ?slept, "woke");
+        if let Asleep::Leads(_) = slept
             && let Some(replica) = self.arc()
         {
             self.tasks.spawn(async move {
@@ -109,13 +112,14 @@ impl Replica {
         self.raft.runtime_config().heartbeat(false);
         self.raft.runtime_config().elect(false);
         self.raft.runtime_config().tick(false);
+        self.leaderless.store(0, Ordering::Release);
         *slot = Some(asleep);
         true
     }
 
     /// Begins to put the shard to sleep if this replica leads it and all has been quiet for this long.
     pub(super) fn consider_sleep(&self, after: Duration) {
-        if self.is_hibernated() || !self.is_leader() || !self.is_idle_for(after) {
+        if self.is_hibernated() || !self.is_leader() || !self.is_idle_for(after) || self.quiet().is_none() {
             return;
         }
         if self.dozing.swap(true, Ordering::AcqRel) {
@@ -149,33 +153,34 @@ impl Replica {
 
     async fn ask_all_to_sleep(&self) -> bool {
         let used_before = self.last_used.load(Ordering::SeqCst);
-        if self.quiet().is_none() {
-            return false;
-        }
         self.raft.runtime_config().heartbeat(false);
         tokio::time::sleep(self.context.timing.heartbeat).await;
-        let Some(Quiet { proposal, here, away }) = self.quiet() else { return false };
+        let Some(Quiet { proposal, here, nodes }) = self.quiet() else { return false };
         let body = transport::encode_hibernate(&proposal);
-        let within = self.context.timing.election_min;
-        let asked = here
-            .into_iter()
-            .map(|(replica, node)| self.send(node, replica, FrameKind::Hibernate, body.clone(), within));
-        let answers = futures::future::join_all(asked).await;
-        let all = answers
-            .iter()
-            .all(|answer| answer.as_ref().is_ok_and(|answer| transport::decode_agreement(answer).unwrap_or(false)));
-        let asleep = Asleep { leader_node: self.context.transport.node(), incarnation: 0, leads: true };
-        if !all || !self.sleep(asleep, used_before) {
+        // The others must not call elections while one of them does not answer.
+        let within = self.votes_within();
+        let asked = here.into_iter().map(|(replica, node)| {
+            let answer = self.send(node, replica, FrameKind::Hibernate, body.clone(), within);
+            async move {
+                answer
+                    .await
+                    .is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false))
+                    .then_some(())
+                    .ok_or(())
+            }
+        });
+        let all = futures::future::try_join_all(asked).await.is_ok();
+        if !all || !self.sleep(Asleep::Leads(Arc::clone(&nodes)), used_before) {
             return false;
         }
-        // One that came before this leader slept has woken nobody.
-        if away.iter().any(|node| self.context.transport.alive(*node)) {
+        // What came before this leader slept has woken nobody.
+        if have_come(&nodes, &self.context.transport.watch_alive().borrow()) {
             self.roused();
         }
         true
     }
 
-    /// None unless this replica leads, a majority is on living nodes, and all of those have all there is.
+    /// None unless this replica leads, a majority answers it and is on living nodes, and all of those have all there is.
     fn quiet(&self) -> Option<Quiet> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -184,18 +189,24 @@ impl Replica {
             && !status.joint
             && status.committed == status.last
             && status.applied == status.last
-            && status.followers.len() + 1 == status.voters.len() + status.learners.len();
-        let is_here = |node| self.context.transport.alive(node);
-        let (here, away): (Vec<&FollowerState>, Vec<_>) =
-            status.followers.iter().partition(|follower| is_here(follower.node));
-        let counts = |voter| voter == self.replica.0 || here.iter().any(|follower| follower.replica.0 == voter);
+            && status.followers.len() + 1 == status.voters.len() + status.learners.len()
+            && self.since_answer(&metrics).is_none_or(|since| since < self.context.timing.election_max);
+        // As it is published, so that whatever comes after this is published too.
+        let alive = self.context.transport.watch_alive();
+        let alive = alive.borrow();
+        let here = || status.followers.iter().filter(|follower| alive.contains_key(&follower.node));
+        let counts = |voter| voter == self.replica.0 || here().any(|follower| follower.replica.0 == voter);
         let quiet = settled
             && has_majority(metrics.membership_config.membership(), counts)
-            && here.iter().all(|follower| follower.lag == 0);
+            && here().all(|follower| follower.lag == 0);
         quiet.then(|| Quiet {
             proposal: Hibernate { vote: metrics.vote, last: metrics.last_applied },
-            here: here.iter().map(|follower| (follower.replica.0, follower.node)).collect(),
-            away: away.iter().map(|follower| follower.node).collect(),
+            here: here().map(|follower| (follower.replica.0, follower.node)).collect(),
+            nodes: status
+                .followers
+                .iter()
+                .map(|follower| (follower.node, alive.get(&follower.node).copied()))
+                .collect(),
         })
     }
 
@@ -214,14 +225,17 @@ impl Replica {
         let agreed = same
             && !self.is_leader()
             && incarnation
-                .is_some_and(|incarnation| self.sleep(Asleep { leader_node, incarnation, leads: false }, used_before));
+                .is_some_and(|incarnation| self.sleep(Asleep::Follows { leader_node, incarnation }, used_before));
         Ok(transport::encode_agreement(agreed))
     }
 
     /// Whether it sleeps as or under a leader whose node is alive.
     pub(super) fn sleeps_under_living_leader(&self) -> bool {
-        let asleep = *self.asleep.lock();
-        asleep.is_some_and(|asleep| self.context.transport.alive(asleep.leader_node))
+        match &*self.asleep.lock() {
+            None => false,
+            Some(Asleep::Leads(_)) => true,
+            Some(Asleep::Follows { leader_node, .. }) => self.context.transport.alive(*leader_node),
+        }
     }
 
     /// Tells the leader that the shard sleeps no more.
@@ -239,21 +253,22 @@ impl Replica {
     /// Wakes a leader that sleeps and one of whose followers' nodes came, and a follower that sleeps under a leader whose
     /// node is lost or began anew. Of such followers one wakes at once, the others later, if it has not woken them by then:
     /// so they do not split the votes.
-    pub(super) fn nodes_changed(&self, alive: &Alive, came: &BTreeSet<NodeId>) {
+    pub(super) fn nodes_changed(&self, alive: &Alive) {
         if !self.is_hibernated() {
             return;
         }
-        let Some(asleep) = *self.asleep.lock() else { return };
-        if asleep.leads {
-            if self.standing().followers.iter().any(|follower| came.contains(&follower.node)) {
-                self.roused();
+        let Some(asleep) = self.asleep.lock().clone() else { return };
+        let leader_node = match asleep {
+            Asleep::Leads(nodes) => {
+                if have_come(&nodes, alive) {
+                    self.roused();
+                }
+                return;
             }
-            return;
-        }
-        if alive.get(&asleep.leader_node) == Some(&asleep.incarnation) {
-            return;
-        }
-        let rank = self.rank_without(asleep.leader_node);
+            Asleep::Follows { leader_node, incarnation } if alive.get(&leader_node) == Some(&incarnation) => return,
+            Asleep::Follows { leader_node, .. } => leader_node,
+        };
+        let rank = self.rank_without(leader_node);
         if rank == 0 {
             self.roused();
             return;
@@ -298,4 +313,9 @@ impl Replica {
             within,
         )
     }
+}
+
+/// Whether one that was away is there, or is there anew.
+fn have_come(nodes: &[(NodeId, Option<u64>)], alive: &Alive) -> bool {
+    nodes.iter().any(|(node, incarnation)| alive.get(node).is_some_and(|now| Some(*now) != *incarnation))
 }

@@ -87,7 +87,7 @@ async fn grants(replica: &Arc<Replica>, kind: FrameKind, term: u64) -> bool {
 async fn a_process_that_just_began_grants_no_votes_until_an_earlier_lease_must_have_ended() {
     let folder = tempfile::tempdir().unwrap();
     let engines = engines(folder.path());
-    let timing = Timing { election_max: Duration::from_secs(2), ..Timing::default() };
+    let timing = Timing { election_max: Duration::from_secs(2), hibernate_after: None, ..Timing::default() };
 
     let first = context(&engines, &timing);
     let replica = start(&first).await;
@@ -138,7 +138,7 @@ async fn a_voter_confirms_the_leader_it_voted_for_until_it_votes_for_another() {
 async fn a_process_that_just_began_confirms_no_index_by_the_vote_it_finds() {
     let folder = tempfile::tempdir().unwrap();
     let engines = engines(folder.path());
-    let timing = Timing { election_max: Duration::from_secs(5), ..Timing::default() };
+    let timing = Timing { election_max: Duration::from_secs(5), hibernate_after: None, ..Timing::default() };
     let first = context(&engines, &timing);
     let replica = lead(&first).await;
     assert!(replica.confirmed_index().await.is_some());
