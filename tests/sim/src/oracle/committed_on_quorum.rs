@@ -17,8 +17,17 @@ pub(super) type Joint = Vec<BTreeSet<u64>>;
 /// What is known to be committed in one shard.
 #[derive(Debug, Default)]
 struct Chain {
-    committed: BTreeMap<u64, LogId>,
+    committed: BTreeMap<u64, Commit>,
     memberships: BTreeMap<u64, Vec<(LogId, Joint)>>,
+}
+
+/// A committed entry.
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    log_id: LogId,
+    /// An entry of the leader that committed it, or of a later one. A leader commits what earlier ones left behind only
+    /// together with an entry of its own.
+    by: LogId,
 }
 
 /// See the module.
@@ -38,13 +47,13 @@ impl CommittedOnQuorum {
     pub(super) fn committed(&mut self, shard: ShardId, log_id: LogId, disks: &Disks) -> Verdict {
         let chain = self.0.entry(shard).or_default();
         match chain.committed.get(&log_id.index) {
-            Some(before) if *before == log_id => return Ok(()),
-            Some(before) => return Err(format!("both {before} and {log_id} are committed")),
+            Some(before) if before.log_id == log_id => return Ok(()),
+            Some(before) => return Err(format!("both {} and {log_id} are committed", before.log_id)),
             None => {}
         }
-        let highest = chain.committed.last_key_value().map(|(index, _)| *index);
-        chain.committed.insert(log_id.index, log_id);
-        if highest.is_some_and(|highest| highest > log_id.index) {
+        let next = chain.committed.range(log_id.index..).next().map(|(_, next)| next.by);
+        chain.committed.insert(log_id.index, Commit { log_id, by: next.unwrap_or(log_id) });
+        if next.is_some() {
             // What comes after it was on a majority, and its log holds this too.
             return Ok(());
         }
@@ -65,20 +74,26 @@ impl CommittedOnQuorum {
 
     /// A log is cut: nothing committed may go.
     pub(super) fn may_truncate(&self, shard: ShardId, from: u64, disk: &Disk) -> Verdict {
-        let lost = self.after(shard, from).find(|log_id| disk.keeps(**log_id));
+        let lost = self.after(shard, from).map(|commit| commit.log_id).find(|log_id| disk.keeps(*log_id));
         lost.map_or(Ok(()), |lost| Err(format!("{lost} is committed and cut off")))
     }
 
+    /// What a leader with this disk must have: all that was committed before it was elected.
+    pub(super) fn owed(&self, shard: ShardId, disk: &Disk) -> impl Iterator<Item = LogId> {
+        self.after(shard, 0).filter(|commit| disk.is_after(commit.by)).map(|commit| commit.log_id)
+    }
+
     /// What is known to be committed from an index on.
-    pub(super) fn after(&self, shard: ShardId, from: u64) -> impl Iterator<Item = &LogId> {
-        self.0.get(&shard).into_iter().flat_map(move |chain| chain.committed.range(from..).map(|(_, log_id)| log_id))
+    fn after(&self, shard: ShardId, from: u64) -> impl Iterator<Item = &Commit> {
+        self.0.get(&shard).into_iter().flat_map(move |chain| chain.committed.range(from..).map(|(_, commit)| commit))
     }
 }
 
 impl Chain {
     /// The memberships an entry may have been committed under.
     fn candidates(&self, index: u64) -> Vec<&[BTreeSet<u64>]> {
-        let is_committed = |log_id: &LogId| self.committed.get(&log_id.index) == Some(log_id);
+        let is_committed =
+            |log_id: &LogId| self.committed.get(&log_id.index).is_some_and(|commit| commit.log_id == *log_id);
         let committed = self.memberships.range(..=index).rev().find_map(|(at, known)| {
             known.iter().find(|(log_id, _)| is_committed(log_id)).map(|(_, joint)| (*at, joint.as_slice()))
         });
