@@ -83,7 +83,7 @@ pub(super) fn check(config: &Config) -> Vec<Fault> {
         format!("must be at most {WORKER_THREADS_MAX}"),
     );
     memory(&mut need, config);
-    if let Err(fault) = tracing_subscriber::EnvFilter::try_new(&config.log) {
+    if let Err(fault) = crate::telemetry::filter(&config.log) {
         need(false, "log", format!("is no filter: {fault}"));
     }
     faults
