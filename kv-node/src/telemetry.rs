@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn what_a_field_must_hold_is_no_regular_expression() {
         let filter = filter(&format!("kv_node[{{field={}}}]=info", ".".repeat(60)));
-        assert!(filter.is_ok_and(|filter| filter.to_string().contains("....")));
+        assert!(filter.is_ok(), "{filter:?}");
     }
 }
