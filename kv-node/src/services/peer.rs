@@ -120,10 +120,12 @@ impl PeerApi {
         let waited = tokio::time::timeout(wait, version.wait_for(is_newer)).await;
         let found = matches!(waited, Ok(Ok(_))) || self.shared.view.load().version() > request.have_version;
         let catalog = found.then(|| self.shared.view.load().catalog().clone());
-        // Of a shard that sleeps nobody need hear more than once: it was awake while a leader was elected.
-        let named = |replica: &Arc<Replica>| replica.is_leader() || !replica.is_hibernated();
-        let led = self.shared.host.replicas().into_iter().filter(named).filter_map(|replica| {
+        let led = self.shared.host.replicas().into_iter().filter_map(|replica| {
             let leader = replica.leader()?;
+            // Of a shard that sleeps only its leader goes on telling: it was awake while a leader was elected.
+            if leader.replica != replica.replica() && replica.is_hibernated() {
+                return None;
+            }
             let (shard_id, term, leader_node_id) = (replica.shard().0, leader.term, leader.node.0);
             Some(LedShard { shard_id, term, leader_node_id })
         });

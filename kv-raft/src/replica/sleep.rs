@@ -19,6 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt as _, future};
 use kv_proto::ids::NodeId;
 use kv_proto::pb::raft::v1::{Frame, FrameKind};
 
@@ -161,15 +163,10 @@ impl Replica {
         let within = self.votes_within();
         let asked = here.into_iter().map(|(replica, node)| {
             let answer = self.send(node, replica, FrameKind::Hibernate, body.clone(), within);
-            async move {
-                answer
-                    .await
-                    .is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false))
-                    .then_some(())
-                    .ok_or(())
-            }
+            async move { answer.await.is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false)) }
         });
-        let all = futures::future::try_join_all(asked).await.is_ok();
+        // The first that does not agree ends it.
+        let all = asked.collect::<FuturesUnordered<_>>().all(future::ready).await;
         if !all || !self.sleep(Asleep::Leads(Arc::clone(&nodes)), used_before) {
             return false;
         }
