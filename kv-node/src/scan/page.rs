@@ -13,13 +13,13 @@ use kv_proto::keys::{self, Layout};
 use kv_proto::limits::PAGE_BYTES_MAX;
 use kv_proto::pb::v1::{KeyValue, ResponseHeader, ScanResponse};
 use kv_proto::timestamp::Timestamp;
-use kv_raft::data_engine::{DataError, ReadView, ScanEntry, ScanSpec};
+use kv_raft::data_engine::{DataError, ReadView, ScanEntry, ScanPage, ScanSpec, Turn};
 
 use super::cursor;
 use super::ranges::Bounds;
 
-/// Most ranges (slots) one page looks into: a scan by prefix over all slots of a shard is spread over several pages
-/// rather than holding a thread for long.
+/// Most ranges (slots) one page looks into beyond its first; slots without keys do not count. A scan by prefix over all
+/// slots of a shard is spread over several pages rather than holding a thread for long.
 const RANGES_MAX: usize = 4096;
 
 /// What to read.
@@ -55,49 +55,59 @@ pub struct Page {
 impl Job {
     /// Reads it.
     pub fn run(&self, view: &ReadView) -> Result<Page, DataError> {
-        self.run_with(|spec| view.scan(spec).map(|page| (page.entries, page.next)))
+        self.run_with(|spec, turn| view.scan_some(spec, turn))
     }
 
     fn run_with(
         &self,
-        mut scan: impl FnMut(&ScanSpec) -> Result<(Vec<ScanEntry>, Option<Bytes>), DataError>,
+        scan: impl FnOnce(&ScanSpec, &mut dyn FnMut(&Bytes) -> Turn) -> Result<ScanPage, DataError>,
     ) -> Result<Page, DataError> {
-        let mut page = Page::default();
-        let mut from = self.from.clone();
-        let mut bytes = 0;
-        for looked in 0.. {
-            let Some(range) = self.bounds.next_range(&from, &self.within) else { return Ok(page) };
-            let full = page.entries.len() >= self.entries_max || bytes >= PAGE_BYTES_MAX;
-            let late = looked > 0 && (looked >= RANGES_MAX || Instant::now() >= self.deadline);
-            if full || late {
-                page.next = Some(range.start().clone());
-                return Ok(page);
-            }
-            let end = range.end().clone();
-            let (entries, next) = scan(&ScanSpec {
-                range,
-                limit_entries: self.entries_max - page.entries.len(),
-                limit_bytes: PAGE_BYTES_MAX - bytes,
-                keys_only: self.keys_only,
-                at: self.at,
-                reverse: false,
-            })?;
-            for entry in entries {
-                bytes += entry.key.len() + entry.versioned.value.len();
-                page.entries.extend(self.key_value(entry));
-            }
-            match next {
-                Some(next) => from = next,
-                None if end.is_empty() => return Ok(page),
-                None => from = end,
-            }
-        }
-        Ok(page)
+        let Some(first) = self.bounds.next_range(&self.from, &self.within) else { return Ok(Page::default()) };
+        let Some(range) = KeyRange::new(first.start().clone(), self.within.end().clone()) else {
+            return Ok(Page::default());
+        };
+        let spec = ScanSpec {
+            range,
+            limit_entries: self.entries_max,
+            limit_bytes: PAGE_BYTES_MAX,
+            keys_only: self.keys_only,
+            at: self.at,
+            reverse: false,
+        };
+        let mut ranges = Ranges { job: self, range: first, left: RANGES_MAX };
+        let page = scan(&spec, &mut |key| ranges.turn(key))?;
+        Ok(Page {
+            entries: page.entries.into_iter().filter_map(|entry| self.key_value(entry)).collect(),
+            next: page.next,
+        })
     }
 
     fn key_value(&self, entry: ScanEntry) -> Option<KeyValue> {
         let key = keys::decode(self.layout, &entry.key)?;
         Some(KeyValue { key, value: entry.versioned.value, commit_timestamp: entry.versioned.commit.0 })
+    }
+}
+
+/// The ranges that the keys of a page lie in, one after the other.
+struct Ranges<'a> {
+    job: &'a Job,
+    range: KeyRange,
+    /// How many more it may look into.
+    left: usize,
+}
+
+impl Ranges<'_> {
+    fn turn(&mut self, key: &Bytes) -> Turn {
+        if self.range.contains(key) {
+            return Turn::Take;
+        }
+        let Some(range) = self.job.bounds.next_range(key, &self.job.within) else { return Turn::End };
+        if self.left == 0 || Instant::now() >= self.job.deadline {
+            return Turn::Pause;
+        }
+        self.left -= 1;
+        self.range = range;
+        if self.range.contains(key) { Turn::Take } else { Turn::Skip(self.range.start().clone()) }
     }
 }
 
@@ -115,6 +125,7 @@ mod tests {
 
     use kv_proto::ids::KeyspaceId;
     use kv_proto::pb::v1::ScanRequest;
+    use kv_proto::slot::{SLOTS, Slot};
     use kv_raft::command::Versioned;
 
     use super::*;
@@ -122,23 +133,44 @@ mod tests {
     const KEYSPACE: KeyspaceId = KeyspaceId(7);
 
     /// A model of a replica's data.
-    fn scan(data: &BTreeMap<Bytes, Bytes>, spec: &ScanSpec) -> (Vec<ScanEntry>, Option<Bytes>) {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
+    fn scan(data: &BTreeMap<Bytes, Bytes>, spec: &ScanSpec, turn: &mut dyn FnMut(&Bytes) -> Turn) -> ScanPage {
+        let (mut page, mut bytes, mut from) = (ScanPage::default(), 0, Bytes::new());
         for (key, value) in data.iter().filter(|(key, _)| spec.range.contains(key)) {
-            if entries.len() >= spec.limit_entries || bytes >= spec.limit_bytes {
-                return (entries, Some(key.clone()));
+            if *key < from {
+                continue;
+            }
+            match turn(key) {
+                Turn::Take => {}
+                Turn::Skip(to) => {
+                    assert!(to > *key, "a scan moves on");
+                    from = to;
+                    continue;
+                }
+                Turn::Pause => return ScanPage { next: Some(key.clone()), ..page },
+                Turn::End => return page,
+            }
+            if page.entries.len() >= spec.limit_entries || bytes >= spec.limit_bytes {
+                return ScanPage { next: Some(key.clone()), ..page };
             }
             bytes += key.len() + value.len();
             let versioned = Versioned { commit: Timestamp(1), value: value.clone() };
-            entries.push(ScanEntry { key: key.clone(), versioned });
+            page.entries.push(ScanEntry { key: key.clone(), versioned });
         }
-        (entries, None)
+        page
     }
 
     fn all_pages(layout: Layout, prefix: &str, entries_max: usize, keys: &[&str]) -> (Vec<String>, usize) {
-        let data = keys.iter().map(|key| (keys::encode(KEYSPACE, layout, key.as_bytes()), Bytes::from("v")));
-        let data: BTreeMap<Bytes, Bytes> = data.collect();
+        let encode = |key: &&str| keys::encode(KEYSPACE, layout, key.as_bytes());
+        pages_of(layout, prefix, entries_max, keys.iter().map(encode))
+    }
+
+    fn pages_of(
+        layout: Layout,
+        prefix: &str,
+        entries_max: usize,
+        encoded: impl Iterator<Item = Bytes>,
+    ) -> (Vec<String>, usize) {
+        let data: BTreeMap<Bytes, Bytes> = encoded.map(|key| (key, Bytes::from("v"))).collect();
         let request = ScanRequest { prefix: Bytes::copy_from_slice(prefix.as_bytes()), ..Default::default() };
         let bounds = Bounds::new(KEYSPACE, layout, &request);
         let (mut found, mut pages, mut from) = (Vec::new(), 0, bounds.first());
@@ -153,7 +185,7 @@ mod tests {
                 at: None,
                 deadline: Instant::now() + Duration::from_secs(60),
             };
-            let page = job.run_with(|spec| Ok(scan(&data, spec))).unwrap();
+            let page = job.run_with(|spec, turn| Ok(scan(&data, spec, turn))).unwrap();
             assert!(page.entries.len() <= entries_max);
             found.extend(page.entries.iter().map(|entry| String::from_utf8(entry.key.to_vec()).unwrap()));
             pages += 1;
@@ -178,9 +210,15 @@ mod tests {
     }
 
     #[test]
-    fn a_page_looks_into_a_bounded_number_of_slots() {
-        let (found, pages) = all_pages(Layout::Hash, "a", 10, &["a1"]);
-        assert_eq!((found, pages), (vec!["a1".to_owned()], 4));
-        assert_eq!(all_pages(Layout::Hash, "", 10, &["a1"]).1, 1);
+    fn a_page_looks_into_a_bounded_number_of_slots_that_hold_keys() {
+        let in_slots = |number| {
+            let slots = (0..number).filter_map(Slot::new);
+            let wanted = keys::encode(KEYSPACE, Layout::Hash, b"a1");
+            slots.map(|slot| keys::encode_at(KEYSPACE, Some(slot), b"b")).chain([wanted])
+        };
+        let found = |number| pages_of(Layout::Hash, "a", 10, in_slots(number));
+        assert_eq!(found(SLOTS), (vec!["a1".to_owned()], 4));
+        assert_eq!(found(1000), (vec!["a1".to_owned()], 1), "slots without keys cost nothing");
+        assert_eq!(pages_of(Layout::Hash, "", 10_000, in_slots(1000)).1, 1);
     }
 }

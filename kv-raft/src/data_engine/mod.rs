@@ -18,6 +18,7 @@ pub(crate) mod keys;
 mod options;
 mod read;
 pub(crate) mod rows;
+mod scan;
 pub(crate) mod session_clock;
 mod store;
 
@@ -46,7 +47,8 @@ pub use self::holding::ReplicaRecord;
 pub(crate) use self::holding::{Holding, Progress};
 pub use self::options::DataOptions;
 pub(crate) use self::options::{Table, snapshot_file};
-pub use self::read::{ReadView, ScanEntry, ScanPage, ScanSpec};
+pub use self::read::ReadView;
+pub use self::scan::{ScanEntry, ScanPage, ScanSpec, Turn};
 pub(crate) use self::store::{Pinned, Store};
 use crate::types::{LogId, StoredMembership};
 

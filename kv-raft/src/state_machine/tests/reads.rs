@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::command::Versioned;
-use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec};
+use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec, Turn};
 
 /// State after each commit.
 pub(super) type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
@@ -131,6 +133,12 @@ async fn a_keyspace_without_retention_keeps_neither_old_versions_nor_changes() {
     assert!(view.get_at(b"k0", Timestamp(now.0 - 1)).is_err());
 }
 
+/// What a page left of a range.
+fn rest(range: &KeyRange, next: Bytes, reverse: bool) -> KeyRange {
+    let (start, end) = if reverse { (range.start().clone(), next) } else { (next, range.end().clone()) };
+    KeyRange::new(start, end).unwrap()
+}
+
 #[tokio::test]
 async fn pages_join_to_the_whole_in_both_directions() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,11 +157,7 @@ async fn pages_join_to_the_whole_in_both_directions() {
                 assert!(page.entries.len() <= 3);
                 joined.extend(page.entries);
                 let Some(next) = page.next else { break };
-                range = if reverse {
-                    KeyRange::new(range.start().clone(), next).unwrap()
-                } else {
-                    KeyRange::new(next, range.end().clone()).unwrap()
-                };
+                range = rest(&range, next, reverse);
             }
             assert_eq!(joined, whole.entries);
         }
@@ -162,6 +166,61 @@ async fn pages_join_to_the_whole_in_both_directions() {
     assert_eq!(view.scan(&bounded).unwrap().entries.len(), 1, "a page holds at least one entry");
     let names = view.scan(&ScanSpec { keys_only: true, ..spec(None, false) }).unwrap();
     assert!(names.entries.iter().all(|entry| entry.versioned.value.is_empty()));
+}
+
+/// Takes the keys `x3` to `x5` of each letter.
+fn middle(key: &[u8], reverse: bool) -> Turn {
+    let &[letter, digit] = key else { panic!("{}", key.escape_ascii()) };
+    let skip = |letter, digit| Turn::Skip(vec![letter, digit].into());
+    match (digit, reverse) {
+        (b'3'..=b'5', _) => Turn::Take,
+        (..=b'2', false) => skip(letter, b'3'),
+        (_, false) => skip(letter + 1, b'3'),
+        (..=b'2', true) if letter == b'a' => Turn::End,
+        (..=b'2', true) => skip(letter - 1, b'6'),
+        (_, true) => skip(letter, b'6'),
+    }
+}
+
+#[tokio::test]
+async fn a_scan_takes_what_it_is_told_and_goes_on_where_it_paused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), HOUR);
+    let keys: Vec<[u8; 2]> = (b'a'..=b'd').flat_map(|letter| (b'0'..=b'9').map(move |digit| [letter, digit])).collect();
+    let write = |index: u64, every: usize| {
+        let value = index.to_string().into_bytes();
+        let commands: Vec<_> = keys.iter().step_by(every).map(|key| put(key, &value)).collect();
+        batch(index, Timestamp(index * 1000), &commands)
+    };
+    // Of every second key two versions and the latest, of the others the latest alone.
+    apply(&mut machine, &[write(1, 2), write(2, 2), write(3, 1)]).await;
+    let view = engine.view(SHARD).unwrap();
+    for at in [None, Some(view.last_commit()), Some(Timestamp(2500))] {
+        for reverse in [false, true] {
+            let mut wanted = view.scan(&spec(at, reverse)).unwrap().entries;
+            wanted.retain(|entry| middle(&entry.key, false) == Turn::Take);
+            assert_eq!(wanted.len(), if at == Some(Timestamp(2500)) { 4 } else { 12 });
+            for (limit_entries, asked_max) in [(1000, usize::MAX), (2, usize::MAX), (1000, 2), (1, 2)] {
+                let (mut joined, mut range, mut pages) = (Vec::new(), KeyRange::all(), 0);
+                loop {
+                    let mut asked = 0;
+                    let mut turn = |key: &Bytes| {
+                        asked += 1;
+                        if asked > asked_max { Turn::Pause } else { middle(key, reverse) }
+                    };
+                    let spec = ScanSpec { range: range.clone(), limit_entries, ..spec(at, reverse) };
+                    let page = view.scan_some(&spec, &mut turn).unwrap();
+                    joined.extend(page.entries);
+                    pages += 1;
+                    assert!(pages < 100, "a scan ends");
+                    let Some(next) = page.next else { break };
+                    range = rest(&range, next, reverse);
+                }
+                assert_eq!(joined, wanted, "at {at:?}, reverse {reverse}, by {limit_entries} and {asked_max}");
+                assert_eq!(pages == 1, limit_entries == 1000 && asked_max == usize::MAX, "{pages}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
