@@ -281,7 +281,8 @@ impl Call<'_> {
             entries_max: usize::try_from(scan.page_size).unwrap_or(1),
             keys_only: scan.keys_only,
             at,
-            deadline: self.deadline.into_std(),
+            // The other half is for its way back: a page that came too late would be read again and again.
+            deadline: (Instant::now() + self.deadline.saturating_duration_since(Instant::now()) / 2).into_std(),
         };
         let page = self.blocking(move || job.run(&view)).await?;
         let page = page.map_err(|error| errors::data(error, shard, asked(at)))?;

@@ -18,9 +18,12 @@ use kv_raft::data_engine::{DataError, ReadView, ScanEntry, ScanPage, ScanSpec, T
 use super::cursor;
 use super::ranges::Bounds;
 
-/// Most ranges (slots) one page looks into beyond its first; slots without keys do not count. A scan by prefix over all
-/// slots of a shard is spread over several pages rather than holding a thread for long.
-const RANGES_MAX: usize = 4096;
+/// How often a page goes on to a range (slot) further on at most: a scan by prefix over all slots of a shard is spread over
+/// several pages rather than holding a thread for long.
+const MOVES_MAX: usize = 4096;
+
+/// After so many keys it looks at the time.
+const KEYS_PER_LOOK: usize = 1024;
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -62,8 +65,7 @@ impl Job {
         &self,
         scan: impl FnOnce(&ScanSpec, &mut dyn FnMut(&Bytes) -> Turn) -> Result<ScanPage, DataError>,
     ) -> Result<Page, DataError> {
-        let Some(first) = self.bounds.next_range(&self.from, &self.within) else { return Ok(Page::default()) };
-        let Some(range) = KeyRange::new(first.start().clone(), self.within.end().clone()) else {
+        let Some((first, range)) = self.bounds.ranges_from(&self.from, &self.within) else {
             return Ok(Page::default());
         };
         let spec = ScanSpec {
@@ -74,7 +76,7 @@ impl Job {
             at: self.at,
             reverse: false,
         };
-        let mut ranges = Ranges { job: self, range: first, left: RANGES_MAX };
+        let mut ranges = Ranges { job: self, range: first, moves: 0, asked: 0 };
         let page = scan(&spec, &mut |key| ranges.turn(key))?;
         Ok(Page {
             entries: page.entries.into_iter().filter_map(|entry| self.key_value(entry)).collect(),
@@ -92,20 +94,24 @@ impl Job {
 struct Ranges<'a> {
     job: &'a Job,
     range: KeyRange,
-    /// How many more it may look into.
-    left: usize,
+    moves: usize,
+    asked: usize,
 }
 
 impl Ranges<'_> {
+    /// Takes the first key in any case, or leaves it behind: each page moves on, however late it is.
     fn turn(&mut self, key: &Bytes) -> Turn {
+        self.asked += 1;
+        let is_late = || Instant::now() >= self.job.deadline;
         if self.range.contains(key) {
-            return Turn::Take;
+            let late = self.asked.is_multiple_of(KEYS_PER_LOOK) && is_late();
+            return if late { Turn::Pause(key.clone()) } else { Turn::Take };
         }
         let Some(range) = self.job.bounds.next_range(key, &self.job.within) else { return Turn::End };
-        if self.left == 0 || Instant::now() >= self.job.deadline {
-            return Turn::Pause;
+        if self.moves >= MOVES_MAX || is_late() {
+            return Turn::Pause(range.start().clone());
         }
-        self.left -= 1;
+        self.moves += 1;
         self.range = range;
         if self.range.contains(key) { Turn::Take } else { Turn::Skip(self.range.start().clone()) }
     }
@@ -120,7 +126,7 @@ pub fn response(entries: Vec<KeyValue>, next: Option<Bytes>, bounds: &Bounds, he
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use kv_proto::ids::KeyspaceId;
@@ -146,7 +152,10 @@ mod tests {
                     from = to;
                     continue;
                 }
-                Turn::Pause => return ScanPage { next: Some(key.clone()), ..page },
+                Turn::Pause(at) => {
+                    assert!(at >= *key, "the next page begins no earlier");
+                    return ScanPage { next: Some(at), ..page };
+                }
                 Turn::End => return page,
             }
             if page.entries.len() >= spec.limit_entries || bytes >= spec.limit_bytes {
@@ -161,37 +170,44 @@ mod tests {
 
     fn all_pages(layout: Layout, prefix: &str, entries_max: usize, keys: &[&str]) -> (Vec<String>, usize) {
         let encode = |key: &&str| keys::encode(KEYSPACE, layout, key.as_bytes());
-        pages_of(layout, prefix, entries_max, keys.iter().map(encode))
+        let far = Instant::now() + Duration::from_secs(60);
+        pages_of(layout, prefix, entries_max, keys.iter().map(encode), &[KeyRange::all()], far)
     }
 
+    /// The keys found in these shards, and in how many pages.
     fn pages_of(
         layout: Layout,
         prefix: &str,
         entries_max: usize,
         encoded: impl Iterator<Item = Bytes>,
+        shards: &[KeyRange],
+        deadline: Instant,
     ) -> (Vec<String>, usize) {
         let data: BTreeMap<Bytes, Bytes> = encoded.map(|key| (key, Bytes::from("v"))).collect();
         let request = ScanRequest { prefix: Bytes::copy_from_slice(prefix.as_bytes()), ..Default::default() };
         let bounds = Bounds::new(KEYSPACE, layout, &request);
-        let (mut found, mut pages, mut from) = (Vec::new(), 0, bounds.first());
-        loop {
-            let job = Job {
-                bounds: bounds.clone(),
-                from,
-                within: KeyRange::all(),
-                layout,
-                entries_max,
-                keys_only: false,
-                at: None,
-                deadline: Instant::now() + Duration::from_secs(60),
-            };
-            let page = job.run_with(|spec, turn| Ok(scan(&data, spec, turn))).unwrap();
-            assert!(page.entries.len() <= entries_max);
-            found.extend(page.entries.iter().map(|entry| String::from_utf8(entry.key.to_vec()).unwrap()));
-            pages += 1;
-            match page.next {
-                Some(next) => from = next,
-                None => break,
+        let (mut found, mut pages) = (Vec::new(), 0);
+        for within in shards {
+            let mut from = Some(bounds.first().max(within.start().clone()));
+            while let Some(begin) = from {
+                let bounds = bounds.clone();
+                let within = within.clone();
+                let job = Job {
+                    bounds,
+                    from: begin.clone(),
+                    within,
+                    layout,
+                    entries_max,
+                    keys_only: false,
+                    at: None,
+                    deadline,
+                };
+                let page = job.run_with(|spec, turn| Ok(scan(&data, spec, turn))).unwrap();
+                assert!(page.entries.len() <= entries_max);
+                assert!(page.next.as_ref().is_none_or(|next| *next > begin), "a page moves on");
+                found.extend(page.entries.iter().map(|entry| String::from_utf8(entry.key.to_vec()).unwrap()));
+                pages += 1;
+                from = page.next;
             }
         }
         found.sort();
@@ -210,15 +226,38 @@ mod tests {
     }
 
     #[test]
-    fn a_page_looks_into_a_bounded_number_of_slots_that_hold_keys() {
+    fn a_page_goes_on_to_a_bounded_number_of_slots_and_over_those_without_keys_for_nothing() {
         let in_slots = |number| {
             let slots = (0..number).filter_map(Slot::new);
             let wanted = keys::encode(KEYSPACE, Layout::Hash, b"a1");
             slots.map(|slot| keys::encode_at(KEYSPACE, Some(slot), b"b")).chain([wanted])
         };
-        let found = |number| pages_of(Layout::Hash, "a", 10, in_slots(number));
-        assert_eq!(found(SLOTS), (vec!["a1".to_owned()], 4));
-        assert_eq!(found(1000), (vec!["a1".to_owned()], 1), "slots without keys cost nothing");
-        assert_eq!(pages_of(Layout::Hash, "", 10_000, in_slots(1000)).1, 1);
+        let far = Instant::now() + Duration::from_secs(60);
+        let found = |prefix, number| pages_of(Layout::Hash, prefix, 10_000, in_slots(number), &[KeyRange::all()], far);
+        assert_eq!(found("a", SLOTS), (vec!["a1".to_owned()], 4));
+        assert_eq!(found("a", 1000), (vec!["a1".to_owned()], 1));
+        assert_eq!(found("", 1000).1, 1);
+    }
+
+    #[test]
+    fn a_scan_that_is_late_ends_all_the_same_and_stays_within_its_keyspace_and_shards() {
+        let names: Vec<String> = (0..6000).map(|number| format!("{}{number}", ["a", "b"][number % 2])).collect();
+        let spaces = [KeyspaceId(KEYSPACE.0 - 1), KEYSPACE, KeyspaceId(KEYSPACE.0 + 1)];
+        let now = Instant::now();
+        for layout in [Layout::Hash, Layout::Range] {
+            let shards = match layout {
+                Layout::Hash => keys::split_by_slots(KEYSPACE, 3),
+                Layout::Range => keys::split_by_keys(KEYSPACE, &[Bytes::from("a2"), Bytes::from("b3")]).unwrap(),
+            };
+            for prefix in ["a", ""] {
+                let wanted: BTreeSet<&String> = names.iter().filter(|name| name.starts_with(prefix)).collect();
+                let data = spaces
+                    .iter()
+                    .flat_map(|space| names.iter().map(|name| keys::encode(*space, layout, name.as_bytes())));
+                let (found, pages) = pages_of(layout, prefix, 10_000, data, &shards, now);
+                assert!(found.iter().eq(wanted), "{layout:?} {prefix}");
+                assert!(pages > shards.len(), "{layout:?} {prefix}: {pages} pages, although each is late");
+            }
+        }
     }
 }

@@ -80,6 +80,19 @@ impl Bounds {
         }
     }
 
+    /// The next range, and everything from its start to the end of the last one.
+    #[must_use]
+    pub fn ranges_from(&self, from: &Bytes, within: &KeyRange) -> Option<(KeyRange, KeyRange)> {
+        let next = self.next_range(from, within)?;
+        let last = match self.layout {
+            Layout::Range => None,
+            Layout::Hash => self.slot.or_else(|| Slot::new(SLOTS - 1)),
+        };
+        let end = self.range_of(last).unwrap_or_else(|| keys::keyspace_range(self.keyspace)).end().clone();
+        let all = KeyRange::new(next.start().clone(), end)?.intersection(within)?;
+        Some((next, all))
+    }
+
     /// Whether nothing lies at or after `from`, in whatever shard.
     #[must_use]
     pub fn ends_before(&self, from: &Bytes) -> bool {
@@ -170,6 +183,10 @@ mod tests {
                 ranges.push(range);
             }
             prop_assert!(ranges.is_sorted_by(|left, right| left.end() <= right.start()));
+            let all = bounds.ranges_from(&bounds.first(), &KeyRange::all()).map(|(_, all)| all);
+            let joined = ranges.first().zip(ranges.last());
+            let joined = joined.and_then(|(first, last)| KeyRange::new(first.start().clone(), last.end().clone()));
+            prop_assert_eq!(all, joined);
             for key in keys.iter().filter(|key| !key.is_empty()) {
                 let wanted = key.starts_with(&request.prefix)
                     && key.as_slice() >= &request.start[..]

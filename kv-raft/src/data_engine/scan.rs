@@ -1,7 +1,7 @@
 //! Reading what is applied in key order, page by page: the latest state, or the state at a timestamp.
 //!
 //! One walk serves a page however many stretches of keys it takes: where keys lie that are not wanted, it seeks over
-//! them, so that the stretches that hold nothing cost nothing.
+//! them, so stretches that never held any cost nothing.
 //!
 //! Invariants: those of reads; a page shows one state.
 //!
@@ -52,7 +52,7 @@ pub struct ScanEntry {
 pub struct ScanPage {
     /// In key order, descending if the scan is reverse.
     pub entries: Vec<ScanEntry>,
-    /// Bound of what is left: the next range's start, or its (exclusive) end if the scan is reverse. None if nothing
+    /// Bound of what may be left: the next range's start, or its (exclusive) end if the scan is reverse. None if nothing
     /// is left.
     pub next: Option<Bytes>,
 }
@@ -65,8 +65,8 @@ pub enum Turn {
     /// Leaves out all keys from it to this bound, which must lie further on: the first key to look at, or in a reverse
     /// scan the key after the first to look at.
     Skip(Bytes),
-    /// Ends the page; the next one begins with it.
-    Pause,
+    /// Ends the page; the next one begins at this bound, which is as one to skip to, or the key itself.
+    Pause(Bytes),
     /// Leaves out all that is left.
     End,
 }
@@ -100,13 +100,11 @@ impl ReadView {
             match page.turn(&key) {
                 ControlFlow::Continue(None) => {
                     let (commit, value) = read_version(row)?;
-                    if !page.add(key, commit, value) {
-                        return Ok(());
-                    }
+                    page.add(key, commit, value);
                     rows.step();
                 }
                 ControlFlow::Continue(Some(to)) => rows.skip(&keys::latest(self.extent(), &to)),
-                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Break(()) => break,
             }
         }
         self.store().checked(rows.rows.status())
@@ -135,7 +133,7 @@ impl ReadView {
                     old.skip(&keys::history_bound(self.extent(), &to));
                     continue;
                 }
-                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Break(()) => break,
             }
             let mut seen = None;
             if newest.as_ref() == Some(&key) {
@@ -147,12 +145,11 @@ impl ReadView {
                 let found = old.visible(&key, at)?;
                 seen = seen.or(found);
             }
-            if let Some((commit, value)) = seen
-                && !page.add(key, commit, &value)
-            {
-                return Ok(());
+            if let Some((commit, value)) = seen {
+                page.add(key, commit, &value);
             }
         }
+        // Also of a page that ended before them: the other table may have gone on alone after one failed.
         self.store().checked(latest.rows.status())?;
         self.store().checked(old.rows.status())
     }
@@ -229,19 +226,24 @@ struct Page<'a> {
 impl Page<'_> {
     /// What to do at a key: take it, go on at a bound, or end.
     fn turn(&mut self, key: &Bytes) -> ControlFlow<(), Option<Bytes>> {
+        let reverse = self.spec.reverse;
         match (self.turn)(key) {
+            Turn::Take if self.is_full() => self.end(if reverse { after(key) } else { key.clone() }),
             Turn::Take => ControlFlow::Continue(None),
-            Turn::Skip(to) if self.is_full() => {
-                self.page.next = Some(to);
-                ControlFlow::Break(())
+            Turn::Skip(to) if self.is_full() => self.end(to),
+            Turn::Skip(to) => {
+                assert!(if reverse { to <= *key } else { to > *key }, "a scan moves on");
+                ControlFlow::Continue(Some(to))
             }
-            Turn::Skip(to) => ControlFlow::Continue(Some(to)),
-            Turn::Pause => {
-                self.page.next = Some(if self.spec.reverse { after(key) } else { key.clone() });
-                ControlFlow::Break(())
-            }
+            Turn::Pause(at) => self.end(at),
             Turn::End => ControlFlow::Break(()),
         }
+    }
+
+    /// Ends the page; the next one begins here.
+    fn end(&mut self, next: Bytes) -> ControlFlow<(), Option<Bytes>> {
+        self.page.next = Some(next);
+        ControlFlow::Break(())
     }
 
     fn is_full(&self) -> bool {
@@ -249,16 +251,10 @@ impl Page<'_> {
         entries > 0 && (entries >= self.spec.limit_entries || self.bytes >= self.spec.limit_bytes)
     }
 
-    /// False once the page is full; the entry is then what comes next.
-    fn add(&mut self, key: Bytes, commit: Timestamp, value: &[u8]) -> bool {
-        if self.is_full() {
-            self.page.next = Some(if self.spec.reverse { after(&key) } else { key });
-            return false;
-        }
+    fn add(&mut self, key: Bytes, commit: Timestamp, value: &[u8]) {
         let value = if self.spec.keys_only { Bytes::new() } else { Bytes::copy_from_slice(value) };
         self.bytes += key.len() + value.len();
         self.page.entries.push(ScanEntry { key, versioned: Versioned { commit, value } });
-        true
     }
 }
 

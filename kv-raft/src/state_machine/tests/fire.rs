@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::data_engine::DataError;
+use crate::data_engine::{DataError, ScanSpec, Table, Turn};
 
 /// A closed folder with several table files of each family, and the state it holds.
 async fn folder(dir: &Path) -> Vec<u64> {
@@ -106,6 +106,39 @@ async fn a_cut_or_missing_file_of_the_data_refuses_or_changes_nothing() {
         let refused = refuses(image.path(), &digests, &format!("{} missing", path.display()));
         let is_needed = ["table", "CURRENT", "MANIFEST"].contains(&kind(&path).as_str());
         assert!(refused || !is_needed, "{} is not missed", path.display());
+    }
+}
+
+/// A page at a timestamp comes from two tables: that one fails must not look as if it held nothing, also where the page ends early.
+#[tokio::test]
+async fn a_scan_of_a_table_that_rots_fails_and_leaves_no_keys_out() {
+    for table in [Table::Latest, Table::History] {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, mut machine) = replica(dir.path(), HOUR);
+        apply(&mut machine, &recorded(44, 120)).await;
+        engine.flush().await.unwrap();
+        let mut rotten = 0;
+        for file in engine.store().db().live_files().unwrap() {
+            if file.column_family_name == table.name() {
+                let path = dir.path().join(file.name.trim_start_matches('/'));
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[..16].iter_mut().for_each(|byte| *byte ^= 0xff);
+                std::fs::write(&path, bytes).unwrap();
+                rotten += 1;
+            }
+        }
+        assert!(rotten > 0);
+        let view = engine.view(SHARD).unwrap();
+        let spec = ScanSpec {
+            range: KeyRange::all(),
+            limit_entries: 10,
+            limit_bytes: 1 << 20,
+            keys_only: false,
+            at: Some(view.last_commit()),
+            reverse: false,
+        };
+        let found = view.scan_some(&spec, &mut |_| Turn::End);
+        assert!(matches!(found, Err(DataError::Failed(_))), "{table:?}: {found:?}");
     }
 }
 

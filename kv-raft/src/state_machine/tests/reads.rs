@@ -206,7 +206,10 @@ async fn a_scan_takes_what_it_is_told_and_goes_on_where_it_paused() {
                     let mut asked = 0;
                     let mut turn = |key: &Bytes| {
                         asked += 1;
-                        if asked > asked_max { Turn::Pause } else { middle(key, reverse) }
+                        match middle(key, reverse) {
+                            Turn::Skip(to) if asked > asked_max => Turn::Pause(to),
+                            turn @ (Turn::Take | Turn::Skip(_) | Turn::Pause(_) | Turn::End) => turn,
+                        }
                     };
                     let spec = ScanSpec { range: range.clone(), limit_entries, ..spec(at, reverse) };
                     let page = view.scan_some(&spec, &mut turn).unwrap();
