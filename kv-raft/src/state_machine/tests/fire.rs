@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::reads::spec;
 use super::*;
-use crate::data_engine::{DataError, ScanSpec, Table, Turn};
+use crate::data_engine::{DataError, Table, Turn};
 
 /// A closed folder with several table files of each family, and the state it holds.
 async fn folder(dir: &Path) -> Vec<u64> {
@@ -129,15 +130,7 @@ async fn a_scan_of_a_table_that_rots_fails_and_leaves_no_keys_out() {
         }
         assert!(rotten > 0);
         let view = engine.view(SHARD).unwrap();
-        let spec = ScanSpec {
-            range: KeyRange::all(),
-            limit_entries: 10,
-            limit_bytes: 1 << 20,
-            keys_only: false,
-            at: Some(view.last_commit()),
-            reverse: false,
-        };
-        let found = view.scan_some(&spec, &mut |_| Turn::End);
+        let found = view.scan_some(&spec(Some(view.last_commit()), false), &mut |_| Turn::End);
         assert!(matches!(found, Err(DataError::Failed(_))), "{table:?}: {found:?}");
     }
 }

@@ -11,7 +11,8 @@ use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec, Turn};
 /// State after each commit.
 pub(super) type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
 
-fn spec(at: Option<Timestamp>, reverse: bool) -> ScanSpec {
+/// Everything in one page.
+pub(super) fn spec(at: Option<Timestamp>, reverse: bool) -> ScanSpec {
     ScanSpec { range: KeyRange::all(), limit_entries: 1000, limit_bytes: 1 << 20, keys_only: false, at, reverse }
 }
 
