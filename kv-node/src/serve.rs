@@ -73,23 +73,23 @@ impl Server {
     pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
         let begun = Begun::now();
         let kind = CallKind::of(&request);
-        let answer = self.checked(request, grpc).await;
+        let answer = self.checked(&request, grpc).await;
         self.metrics.answered(kind, begun, answer.as_ref().err().map(ServiceError::reason));
         answer
     }
 
-    async fn checked(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
+    async fn checked(&self, request: &Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
         let arrived = Instant::now();
-        let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
-        let mut permit = self.shared.admission.admit(admission::cost(&request))?;
-        if admission::answers_values(&request) {
+        let timeout = validate::request(request, self.shared.cluster_id(), grpc)?;
+        let mut permit = self.shared.admission.admit(admission::cost(request))?;
+        if admission::answers_values(request) {
             self.shared.admission.admit_answer()?;
         }
         let deadline = arrived + timeout;
         if Instant::now() >= deadline {
             return Err(errors::deadline("queue", Outcome::NotApplied));
         }
-        let writes = is_write(&request);
+        let writes = is_write(request);
         let response = self.placed(request, deadline).await?;
         match permit.answered(admission::answer_bytes(&response)) {
             Err(no_room) if !writes => Err(no_room),
@@ -98,14 +98,14 @@ impl Server {
     }
 
     /// Routes until the call is answered or nothing is left to try.
-    async fn placed(&self, request: Request, deadline: Instant) -> Result<Response, ServiceError> {
+    async fn placed(&self, request: &Request, deadline: Instant) -> Result<Response, ServiceError> {
         let mut tried: Vec<NodeId> = Vec::new();
         for attempt in 1.. {
             let began = Begun::now();
             let view = self.shared.view.load_full();
             let situation = self.situation(&view);
-            let header = validate::header(&request);
-            let routed = match route(&situation, &request) {
+            let header = validate::header(request);
+            let routed = match route(&situation, request) {
                 Err(_) if attempt == 1 && knows_more(header, &view) => {
                     self.catch_up(view.version(), deadline).await;
                     continue;
@@ -117,15 +117,15 @@ impl Server {
                 leads: replica.is_leader(),
                 leader: replica.leader().map(|leader| leader.node),
             });
-            let plan = situation.plan(header, &routed.shard, need(&request), hosted, &tried);
+            let plan = situation.plan(header, &routed.shard, need(request), hosted, &tried);
             self.metrics.observe(EdgeStage::Route, began);
             let last = attempt >= ATTEMPTS;
             match (plan, replica) {
                 (Plan::Refuse(error), _) => return Err(error),
                 (Plan::Serve, Some(replica)) => {
                     let call = local::Call { shared: &self.shared, view: &view, replica: &replica, deadline };
-                    match call.run(&request, &routed.space, &routed.shard, &routed.keys).await {
-                        Err(error) if !last && self.may_move(&error, validate::header(&request)) => {
+                    match call.run(request, &routed.space, &routed.shard, &routed.keys).await {
+                        Err(error) if !last && self.may_move(&error, validate::header(request)) => {
                             tried.push(self.shared.node());
                         }
                         answer => return answer,
@@ -135,7 +135,7 @@ impl Server {
                 (Plan::Serve, None) => return Err(crate::router::no_leader(&routed.shard)),
                 (Plan::Forward { node, address }, _) => {
                     let began = Begun::now();
-                    let writes = is_write(&request);
+                    let writes = is_write(request);
                     let connection = self.shared.pool.get(&address);
                     // Boxed: every call would carry the space of this rare way.
                     let forwarded = connection.call(forward::onward(request.clone(), deadline), deadline);

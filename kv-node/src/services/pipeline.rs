@@ -162,8 +162,8 @@ pub async fn run<F, H>(
                             Some(request) if position < PIPELINE_CALLS_MAX => {
                                 let bytes = admission::cost(&request);
                                 running_bytes += bytes;
-                                let answer = serve(request);
-                                running.push(async move { (reply(id, answer.await), bytes) });
+                                // Mapped: an async block would have room for the call twice, before and while it runs.
+                                running.push(serve(request).map(move |answer| (reply(id, answer), bytes)));
                             }
                             request => ready.push(reply(id, Err(refused(request.is_some())))),
                         }

@@ -6,6 +6,9 @@
 //! for the other, and a vote is durable before it is given (Raft, section 6.4). So each voter looks into its log's
 //! memory, and nobody's consensus has to run.
 //!
+//! As many are asked as make a majority, those first that answered last; the others when one of them is away or slow. So a
+//! group of three asks one, not two: a round costs its messages and little else.
+//!
 //! Invariants: an index is told only after a majority confirmed a vote of the term in which this replica applied last;
 //! whatever is unusual (a leader that has applied nothing of its own term, a follower that has not heard of it, silence)
 //! is left to consensus itself.
@@ -23,10 +26,62 @@ use kv_proto::ids::NodeId;
 use kv_proto::pb::raft::v1::FrameKind;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
+use tokio::time::timeout;
 
 use super::Replica;
 use super::quorum::has_majority;
 use crate::transport;
+use crate::types::Membership;
+
+/// Whom a round asks, and who answered.
+struct Round<'m> {
+    membership: &'m Membership,
+    /// Not asked yet; the last is asked first.
+    spare: Vec<u64>,
+    /// Asked and not known to be away, and this replica.
+    hoped: BTreeSet<u64>,
+    /// Those of them that follow it.
+    follow: BTreeSet<u64>,
+}
+
+impl<'m> Round<'m> {
+    /// Those that answered the round before come first; of the others, which leaders ask which is spread.
+    fn new(membership: &'m Membership, own: u64, before: &BTreeSet<u64>) -> Self {
+        let mut spare: Vec<_> = membership.voter_ids().filter(|voter| *voter != own).collect();
+        spare.sort_by_key(|voter| std::cmp::Reverse((!before.contains(voter), *voter < own, *voter)));
+        Self { membership, spare, hoped: BTreeSet::from([own]), follow: BTreeSet::from([own]) }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        has_majority(self.membership, |voter| self.follow.contains(&voter))
+    }
+
+    /// Who is to be asked now, so that those hoped for are a majority.
+    fn next_asked(&mut self) -> Vec<u64> {
+        let mut next = Vec::new();
+        while !has_majority(self.membership, |voter| self.hoped.contains(&voter))
+            && let Some(voter) = self.spare.pop()
+        {
+            self.hoped.insert(voter);
+            next.push(voter);
+        }
+        next
+    }
+
+    /// Who is left.
+    fn rest(&mut self) -> Vec<u64> {
+        self.hoped.extend(&self.spare);
+        std::mem::take(&mut self.spare)
+    }
+
+    fn follows(&mut self, voter: u64) {
+        self.follow.insert(voter);
+    }
+
+    fn is_away(&mut self, voter: u64) {
+        self.hoped.remove(&voter);
+    }
+}
 
 impl Replica {
     /// An index with everything acknowledged, or applied anywhere, before the call; None if consensus must tell it.
@@ -44,23 +99,34 @@ impl Replica {
         let membership = membership.membership();
         let body = transport::encode_vote_alone(&vote);
         let within = self.votes_within();
-        let others = membership.voter_ids().filter(|voter| *voter != self.replica.0);
         let ask = |voter| {
             let node = NodeId(membership.get_node(&voter)?.node);
             let answer = self.send(node, voter, FrameKind::Confirm, body.clone(), within);
             Some(async move { (voter, answer.await) })
         };
-        let mut asked: FuturesUnordered<_> = others.filter_map(ask).collect();
-        let mut follow = BTreeSet::from([self.replica.0]);
-        while !has_majority(membership, |voter| follow.contains(&voter)) {
-            let (voter, answer) = asked.next().await?;
-            // Consensus will not wait for the others longer than this would.
-            if !answer.is_ok_and(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
-                return None;
+        let mut round = Round::new(membership, self.replica.0, &self.reads.witnesses());
+        let mut asked = FuturesUnordered::new();
+        while !round.is_confirmed() {
+            asked.extend(round.next_asked().into_iter().filter_map(ask));
+            let Ok(answer) = timeout(self.witnesses_within(), asked.next()).await else {
+                // One that is slow does not make the round slow.
+                asked.extend(round.rest().into_iter().filter_map(ask));
+                continue;
+            };
+            let (voter, answer) = answer?;
+            match answer.map(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
+                Ok(true) => round.follows(voter),
+                Ok(false) => return None,
+                Err(_) => round.is_away(voter),
             }
-            follow.insert(voter);
         }
+        self.reads.set_witnesses(round.follow);
         Some(index)
+    }
+
+    /// How long those asked first are waited for until the others are asked as well.
+    fn witnesses_within(&self) -> Duration {
+        self.context.timing.heartbeat / 5
     }
 
     /// How long voters are waited for: as long as a heartbeat is, and once more on a busy machine.
@@ -73,5 +139,62 @@ impl Replica {
         let leader = transport::decode_vote_alone(body).map_err(|e| e.to_string())?;
         let follows = self.log.vote().is_some_and(|vote| vote.leader_id == leader.leader_id);
         Ok(transport::encode_agreement(follows))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::types::Member;
+
+    fn membership(sets: &[&[u64]]) -> Membership {
+        let members: BTreeMap<u64, Member> = (1..=5).map(|id| (id, Member { node: id + 10 })).collect();
+        Membership::new(sets.iter().map(|set| set.iter().copied().collect()).collect(), members).unwrap()
+    }
+
+    #[test]
+    fn as_many_are_asked_as_make_a_majority_and_others_for_those_that_are_away() {
+        let membership = membership(&[&[1, 2, 3]]);
+        let mut round = Round::new(&membership, 2, &BTreeSet::new());
+        assert_eq!(round.next_asked(), [3], "with itself one other is enough");
+        assert!(round.next_asked().is_empty() && !round.is_confirmed(), "nothing is decided before it answers");
+        round.is_away(3);
+        assert_eq!(round.next_asked(), [1]);
+        round.follows(1);
+        assert!(round.is_confirmed());
+    }
+
+    #[test]
+    fn those_that_answered_last_are_asked_first() {
+        let membership = membership(&[&[1, 2, 3, 4, 5]]);
+        let before = BTreeSet::from([1, 2, 4]);
+        assert_eq!(Round::new(&membership, 1, &before).next_asked(), [2, 4]);
+        assert_eq!(Round::new(&membership, 4, &BTreeSet::new()).next_asked(), [5, 1], "leaders begin with others");
+    }
+
+    #[test]
+    fn while_voters_change_both_sets_are_asked() {
+        let membership = membership(&[&[1, 2, 3], &[3, 4, 5]]);
+        let mut round = Round::new(&membership, 1, &BTreeSet::new());
+        let asked = round.next_asked();
+        assert_eq!(asked, [2, 3, 4], "as they come, until both have their majority");
+        round.follows(3);
+        assert!(!round.is_confirmed(), "a majority of the first alone");
+        round.follows(4);
+        assert!(round.is_confirmed());
+    }
+
+    #[test]
+    fn when_one_is_slow_all_are_asked() {
+        let membership = membership(&[&[1, 2, 3]]);
+        let mut round = Round::new(&membership, 1, &BTreeSet::new());
+        assert_eq!(round.next_asked(), [2]);
+        assert_eq!(round.rest(), [3]);
+        assert!(round.rest().is_empty() && round.next_asked().is_empty());
+        round.is_away(3);
+        round.follows(2);
+        assert!(round.is_confirmed());
     }
 }

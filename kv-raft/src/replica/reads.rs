@@ -15,6 +15,7 @@
 //!
 //! Not here: reading keys (data_engine).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub(super) struct Reads {
     leader: Mutex<Round>,
     /// When the leader was asked last that answered, and its answer.
     told: Mutex<Option<(Instant, u64)>>,
+    /// Who confirmed the last quorum round.
+    witnesses: Mutex<BTreeSet<u64>>,
 }
 
 impl Reads {
@@ -102,6 +105,14 @@ impl Reads {
             Witness::Quorum => &self.quorum,
             Witness::Leader => &self.leader,
         }
+    }
+
+    pub(super) fn witnesses(&self) -> BTreeSet<u64> {
+        self.witnesses.lock().clone()
+    }
+
+    pub(super) fn set_witnesses(&self, witnesses: BTreeSet<u64>) {
+        *self.witnesses.lock() = witnesses;
     }
 
     /// An index with everything acknowledged up to the bound before `begun`, if the leader told one.
@@ -251,7 +262,8 @@ impl Replica {
     /// The same by consensus, which renews the leader's lease and makes followers of voters that did not know of it.
     pub(super) async fn quorum_round(&self) -> Result<u64, ReadError> {
         self.end_silence();
-        self.linearizer(ReadPolicy::ReadIndex.into()).await
+        // Boxed: every read would carry the space of this rare way.
+        Box::pin(self.linearizer(ReadPolicy::ReadIndex.into())).await
     }
 
     /// Asks the leader for an index; `NotLeader` if it does not answer, for whoever knows it better.
@@ -281,7 +293,7 @@ impl Replica {
     async fn lease_index(&self) -> Result<u64, ReadError> {
         let lease = self.context.timing.election_max.mul_f64(LEASE_USED);
         let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
-        match self.linearizer(option).await {
+        match Box::pin(self.linearizer(option)).await {
             Err(ReadError::NoQuorum) => self.read_index().await,
             index => index,
         }

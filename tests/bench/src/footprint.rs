@@ -25,6 +25,8 @@ const CREATED_WITHIN: Duration = Duration::from_secs(300);
 const WINDOW: Duration = Duration::from_secs(20);
 /// For what a start or a load leaves behind to be done.
 const SETTLE: Duration = Duration::from_secs(5);
+/// For the leaders of many new shards to be spread evenly: a shard that changes its leader is not idle.
+const SPREAD: Duration = Duration::from_secs(90);
 /// The load of the memory part.
 const MILLION: u64 = 1_000_000;
 /// As many as a bulk load would use.
@@ -39,7 +41,7 @@ pub(crate) async fn idle(lines: &[String]) -> Result<Idle> {
     let before = usages(&cluster)?;
     create(&cluster).await?;
     asleep(&cluster).await?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(SPREAD).await;
     let began = usages(&cluster)?;
     tokio::time::sleep(WINDOW).await;
     let ended = usages(&cluster)?;

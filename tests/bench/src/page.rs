@@ -45,10 +45,12 @@ fn runs(record: &Record) -> String {
     let mut text = String::new();
     for Run { machine, parts } in record.runs.iter().rev() {
         let what = if record.runs.len() == 1 { "All".to_owned() } else { parts.join(", ") };
+        let rounds = parts.iter().filter_map(|part| record.shapes.get(part)).map(|versus| versus.kv.len()).max();
+        let rounds = rounds.map_or(String::new(), |rounds| format!("; medians of {rounds} rounds"));
         let etcd = if machine.etcd.is_empty() { String::new() } else { format!("; etcd {}", machine.etcd) };
         let _ = writeln!(
             text,
-            "- {what}: measured {} at commit `{}` on {} cores of {}, {:.0} GiB of memory, Linux {}, {}{etcd}.",
+            "- {what}: measured {} at commit `{}` on {} cores of {}, {:.0} GiB of memory, Linux {}, {}{etcd}{rounds}.",
             machine.date,
             machine.commit,
             machine.cores,
@@ -58,8 +60,6 @@ fn runs(record: &Record) -> String {
             machine.file_system,
         );
     }
-    let rounds = record.shapes.values().map(|versus| versus.kv.len()).max().unwrap_or(0);
-    let _ = write!(text, "\nMedian of {rounds} rounds where there are several.");
     text
 }
 
