@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// After so many answered callers those are waited for.
+/// With so many callers, those answered and those that read, the answered are waited for.
 const CALLERS_MIN: usize = 16;
+
+/// Fewer answered are not worth a wait, whoever reads.
+const ANSWERED_MIN: usize = 3;
 
 /// How long at most; tokio's timers add up to a millisecond.
 const WAIT: Duration = Duration::from_millis(1);
@@ -28,10 +31,10 @@ pub(super) struct Company {
 }
 
 impl Company {
-    /// After `answered` callers got their answers, while `waiting` others wait: returns once most are there again, or in
-    /// a moment. One at a time.
-    pub(super) async fn gather(&self, waiting: usize, answered: usize) {
-        if answered < CALLERS_MIN {
+    /// After `answered` callers got their answers, while `waiting` others wait and `reading` read: returns once most are
+    /// there again, or in a moment. One at a time.
+    pub(super) async fn gather(&self, waiting: usize, answered: usize, reading: usize) {
+        if answered < ANSWERED_MIN || answered + reading < CALLERS_MIN {
             return;
         }
         self.wanted.store(waiting + answered - answered / 4, Ordering::Relaxed);
@@ -59,13 +62,15 @@ mod tests {
 
     #[test]
     fn after_few_callers_nobody_is_waited_for() {
-        assert_eq!(Company::default().gather(100, CALLERS_MIN - 1).now_or_never(), Some(()));
+        let at_once = |answered, reading| Company::default().gather(100, answered, reading).now_or_never().is_some();
+        assert!(at_once(CALLERS_MIN - 1, 0) && at_once(ANSWERED_MIN, CALLERS_MIN - ANSWERED_MIN - 1));
+        assert!(at_once(ANSWERED_MIN - 1, 1000), "hardly anybody writes");
     }
 
     #[tokio::test]
     async fn most_of_those_answered_are_waited_for_beside_those_that_wait() {
         let company = Company::default();
-        let mut gathering = pin!(company.gather(10, 16));
+        let mut gathering = pin!(company.gather(10, 16, 0));
         assert!(poll!(&mut gathering).is_pending());
         company.came(10 + 11);
         assert_eq!(company.wanted.load(Ordering::Relaxed), 10 + 12, "one more is wanted");
@@ -74,11 +79,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_many_read_a_few_writers_are_waited_for() {
+        let company = Company::default();
+        let mut gathering = pin!(company.gather(1, 4, 12));
+        assert!(poll!(&mut gathering).is_pending());
+        company.came(1 + 3);
+        assert!(poll!(&mut gathering).is_ready(), "as many as were answered, whoever they are, and not the readers");
+    }
+
+    #[tokio::test]
     async fn who_does_not_come_is_waited_for_only_a_moment() {
         let (company, begun) = (Company::default(), Instant::now());
-        company.gather(0, 1000).await;
+        company.gather(0, 1000, 0).await;
         assert!(begun.elapsed() >= WAIT, "{:?}", begun.elapsed());
         company.came(2000);
-        assert!(poll!(pin!(company.gather(0, 1000))).is_pending(), "who came late does not count for the next");
+        assert!(poll!(pin!(company.gather(0, 1000, 0))).is_pending(), "who came late does not count for the next");
     }
 }

@@ -171,14 +171,14 @@ impl Proposals {
         refuse(waiting, error);
     }
 
-    /// Before the next entry: so many callers got their answers.
-    async fn gather(&self, answered: usize) {
+    /// Before the next entry: so many callers got their answers, and so many others read.
+    async fn gather(&self, answered: usize, reading: usize) {
         let (waiting, alone) = {
             let queue = self.queue.lock();
             (queue.waiting.len(), queue.in_flight == 1)
         };
         if alone {
-            self.company.gather(waiting, answered).await;
+            self.company.gather(waiting, answered, reading).await;
         }
     }
 
@@ -299,7 +299,7 @@ impl Replica {
                     for (answer, reply) in answers.into_iter().zip(replies) {
                         let _ = answer.send(Ok(reply));
                     }
-                    self.proposals.gather(callers).await;
+                    self.proposals.gather(callers, self.reads.readers()).await;
                 }
                 Err(error) => {
                     for answer in answers {

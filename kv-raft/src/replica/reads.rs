@@ -73,6 +73,8 @@ type Reader = oneshot::Sender<Result<u64, ReadError>>;
 struct Round {
     waiting: Vec<Reader>,
     running: bool,
+    /// Readers that the one under way serves.
+    served: usize,
 }
 
 /// Who says up to which index everything acknowledged reaches.
@@ -98,6 +100,12 @@ pub(super) struct Reads {
 impl Reads {
     pub(super) fn is_idle(&self) -> bool {
         !self.quorum.lock().running && !self.leader.lock().running
+    }
+
+    /// Readers that wait for a majority's word.
+    pub(super) fn readers(&self) -> usize {
+        let round = self.quorum.lock();
+        round.waiting.len() + round.served
     }
 
     fn round(&self, witness: Witness) -> &Mutex<Round> {
@@ -230,6 +238,7 @@ impl Replica {
             let readers = {
                 let mut round = self.reads.round(witness).lock();
                 round.waiting.retain(|reader| !reader.is_closed());
+                round.served = round.waiting.len();
                 if round.waiting.is_empty() {
                     round.running = false;
                     return;
