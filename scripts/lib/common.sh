@@ -43,6 +43,17 @@ built_rocksdb() {
     printf '%s' "${newest%/*}"
 }
 
+# Has builds from here on link that RocksDB, or the one the caller names, instead of compiling it once more.
+link_built_rocksdb() {
+    local rocksdb
+    rocksdb="${ROCKSDB_LIB_DIR:-$(built_rocksdb)}"
+    if [[ -n "$rocksdb" ]]; then
+        export ROCKSDB_LIB_DIR="$rocksdb" ROCKSDB_STATIC=1
+    else
+        note "no RocksDB in $CARGO_TARGET_DIR yet: it is compiled, which takes minutes"
+    fi
+}
+
 # The node with named places to crash at, beside the product: kv-raft and kv-node once more, not optimised, which takes
 # half a minute in the place of three. All else is that of the normal build.
 build_failpoints() {

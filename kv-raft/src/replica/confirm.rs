@@ -34,7 +34,7 @@ use crate::transport;
 use crate::types::Membership;
 
 /// Whom a round asks, and who answered.
-struct Round<'m> {
+struct Canvass<'m> {
     membership: &'m Membership,
     /// Not asked yet; the last is asked first.
     spare: Vec<u64>,
@@ -44,7 +44,7 @@ struct Round<'m> {
     follow: BTreeSet<u64>,
 }
 
-impl<'m> Round<'m> {
+impl<'m> Canvass<'m> {
     /// Those that answered the round before come first; of the others, which leaders ask which is spread.
     fn new(membership: &'m Membership, own: u64, before: &BTreeSet<u64>) -> Self {
         let mut spare: Vec<_> = membership.voter_ids().filter(|voter| *voter != own).collect();
@@ -104,23 +104,23 @@ impl Replica {
             let answer = self.send(node, voter, FrameKind::Confirm, body.clone(), within);
             Some(async move { (voter, answer.await) })
         };
-        let mut round = Round::new(membership, self.replica.0, &self.reads.witnesses());
+        let mut canvass = Canvass::new(membership, self.replica.0, &self.reads.witnesses());
         let mut asked = FuturesUnordered::new();
-        while !round.is_confirmed() {
-            asked.extend(round.next_asked().into_iter().filter_map(ask));
+        while !canvass.is_confirmed() {
+            asked.extend(canvass.next_asked().into_iter().filter_map(ask));
             let Ok(answer) = timeout(self.witnesses_within(), asked.next()).await else {
                 // One that is slow does not make the round slow.
-                asked.extend(round.rest().into_iter().filter_map(ask));
+                asked.extend(canvass.rest().into_iter().filter_map(ask));
                 continue;
             };
             let (voter, answer) = answer?;
             match answer.map(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
-                Ok(true) => round.follows(voter),
+                Ok(true) => canvass.follows(voter),
                 Ok(false) => return None,
-                Err(_) => round.is_away(voter),
+                Err(_) => canvass.is_away(voter),
             }
         }
-        self.reads.set_witnesses(round.follow);
+        self.reads.set_witnesses(canvass.follow);
         Some(index)
     }
 
@@ -157,44 +157,44 @@ mod tests {
     #[test]
     fn as_many_are_asked_as_make_a_majority_and_others_for_those_that_are_away() {
         let membership = membership(&[&[1, 2, 3]]);
-        let mut round = Round::new(&membership, 2, &BTreeSet::new());
-        assert_eq!(round.next_asked(), [3], "with itself one other is enough");
-        assert!(round.next_asked().is_empty() && !round.is_confirmed(), "nothing is decided before it answers");
-        round.is_away(3);
-        assert_eq!(round.next_asked(), [1]);
-        round.follows(1);
-        assert!(round.is_confirmed());
+        let mut canvass = Canvass::new(&membership, 2, &BTreeSet::new());
+        assert_eq!(canvass.next_asked(), [3], "with itself one other is enough");
+        assert!(canvass.next_asked().is_empty() && !canvass.is_confirmed(), "nothing is decided before it answers");
+        canvass.is_away(3);
+        assert_eq!(canvass.next_asked(), [1]);
+        canvass.follows(1);
+        assert!(canvass.is_confirmed());
     }
 
     #[test]
     fn those_that_answered_last_are_asked_first() {
         let membership = membership(&[&[1, 2, 3, 4, 5]]);
         let before = BTreeSet::from([1, 2, 4]);
-        assert_eq!(Round::new(&membership, 1, &before).next_asked(), [2, 4]);
-        assert_eq!(Round::new(&membership, 4, &BTreeSet::new()).next_asked(), [5, 1], "leaders begin with others");
+        assert_eq!(Canvass::new(&membership, 1, &before).next_asked(), [2, 4]);
+        assert_eq!(Canvass::new(&membership, 4, &BTreeSet::new()).next_asked(), [5, 1], "leaders begin with others");
     }
 
     #[test]
     fn while_voters_change_both_sets_are_asked() {
         let membership = membership(&[&[1, 2, 3], &[3, 4, 5]]);
-        let mut round = Round::new(&membership, 1, &BTreeSet::new());
-        let asked = round.next_asked();
+        let mut canvass = Canvass::new(&membership, 1, &BTreeSet::new());
+        let asked = canvass.next_asked();
         assert_eq!(asked, [2, 3, 4], "as they come, until both have their majority");
-        round.follows(3);
-        assert!(!round.is_confirmed(), "a majority of the first alone");
-        round.follows(4);
-        assert!(round.is_confirmed());
+        canvass.follows(3);
+        assert!(!canvass.is_confirmed(), "a majority of the first alone");
+        canvass.follows(4);
+        assert!(canvass.is_confirmed());
     }
 
     #[test]
     fn when_one_is_slow_all_are_asked() {
         let membership = membership(&[&[1, 2, 3]]);
-        let mut round = Round::new(&membership, 1, &BTreeSet::new());
-        assert_eq!(round.next_asked(), [2]);
-        assert_eq!(round.rest(), [3]);
-        assert!(round.rest().is_empty() && round.next_asked().is_empty());
-        round.is_away(3);
-        round.follows(2);
-        assert!(round.is_confirmed());
+        let mut canvass = Canvass::new(&membership, 1, &BTreeSet::new());
+        assert_eq!(canvass.next_asked(), [2]);
+        assert_eq!(canvass.rest(), [3]);
+        assert!(canvass.rest().is_empty() && canvass.next_asked().is_empty());
+        canvass.is_away(3);
+        canvass.follows(2);
+        assert!(canvass.is_confirmed());
     }
 }

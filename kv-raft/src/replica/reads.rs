@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use kv_proto::pb::raft::v1::FrameKind;
 use kv_proto::timestamp::Timestamp;
 use openraft::ReadPolicy;
@@ -271,8 +272,7 @@ impl Replica {
     /// The same by consensus, which renews the leader's lease and makes followers of voters that did not know of it.
     pub(super) async fn quorum_round(&self) -> Result<u64, ReadError> {
         self.end_silence();
-        // Boxed: every read would carry the space of this rare way.
-        Box::pin(self.linearizer(ReadPolicy::ReadIndex.into())).await
+        self.linearizer(ReadPolicy::ReadIndex.into()).await
     }
 
     /// Asks the leader for an index; `NotLeader` if it does not answer, for whoever knows it better.
@@ -302,17 +302,20 @@ impl Replica {
     async fn lease_index(&self) -> Result<u64, ReadError> {
         let lease = self.context.timing.election_max.mul_f64(LEASE_USED);
         let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
-        match Box::pin(self.linearizer(option)).await {
+        match self.linearizer(option).await {
             Err(ReadError::NoQuorum) => self.read_index().await,
             index => index,
         }
     }
 
-    async fn linearizer(&self, option: LinearizerOption) -> Result<u64, ReadError> {
-        match self.raft.get_read_linearizer(option).await {
-            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-            Err(error) => Err(self.not_linear(error)),
-        }
+    /// Boxed: every call that may come here would carry its two kilobytes, whatever it asks for.
+    fn linearizer(&self, option: LinearizerOption) -> BoxFuture<'_, Result<u64, ReadError>> {
+        Box::pin(async move {
+            match self.raft.get_read_linearizer(option).await {
+                Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+                Err(error) => Err(self.not_linear(error)),
+            }
+        })
     }
 
     fn not_linear(&self, error: RaftError<ShardRaft, LinearizableReadError<ShardRaft>>) -> ReadError {
