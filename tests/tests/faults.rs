@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kv_tests::cluster::Cluster;
+use kv_tests::http;
 use kv_tests::load::Load;
+use kv_tests::open_metrics::Exposition;
+use kv_tests::settings::Settings;
 
 /// The node that leads most shards of the default keyspace.
 async fn busiest_leader(cluster: &Cluster) -> Result<usize> {
@@ -74,6 +77,33 @@ async fn a_paused_leader_is_replaced_and_finds_its_place_again() -> Result<()> {
     cluster.ready().await?;
     load.progress(300).await?;
     load.verify().await?;
+    cluster.finish().await
+}
+
+/// Rounds of reads that votes alone did not confirm, on one node.
+async fn rounds_by_consensus(cluster: &Cluster, number: usize) -> Result<f64> {
+    let (_, text) = http::get(&cluster.node(number).http_address(), "/metrics").await?;
+    Exposition::parse(&text)?.value("kv_read_rounds_by_consensus_total", &[])
+}
+
+/// One of the two is whom the leader asks first. It is silent, not gone: its connections stay, and nobody is elected.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_stands_still_leaves_reads_to_the_votes_of_the_others() -> Result<()> {
+    let slow = ["heartbeat_interval = \"200ms\"", "election_timeout_min = \"6s\"", "election_timeout_max = \"7s\""];
+    let cluster = Cluster::start(slow.into_iter().fold(Settings::default().shards(1), Settings::line)).await?;
+    let client = cluster.client().await?;
+    client.put("a", "1").await?;
+    let leader = busiest_leader(&cluster).await?;
+    for follower in (1..=3).filter(|number| *number != leader) {
+        let before = rounds_by_consensus(&cluster, leader).await?;
+        cluster.node(follower).pause()?;
+        for _ in 0..300 {
+            ensure!(client.get("a").await?.is_some());
+        }
+        cluster.node(follower).resume()?;
+        let left = rounds_by_consensus(&cluster, leader).await? - before;
+        ensure!(left <= 2.0, "{left} rounds were left to consensus while node {follower} stood still");
+    }
     cluster.finish().await
 }
 

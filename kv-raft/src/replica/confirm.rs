@@ -7,7 +7,8 @@
 //! memory, and nobody's consensus has to run.
 //!
 //! As many are asked as make a majority, those first that answered last; the others when one of them is away or slow. So a
-//! group of three asks one, not two: a round costs its messages and little else.
+//! group of three asks one, not two: a round costs its messages and little else. Now and then all are asked, so that the
+//! fastest become those that are asked first.
 //!
 //! Invariants: an index is told only after a majority confirmed a vote of the term in which this replica applied last;
 //! whatever is unusual (a leader that has applied nothing of its own term, a follower that has not heard of it, silence)
@@ -26,19 +27,38 @@ use kv_proto::ids::NodeId;
 use kv_proto::pb::raft::v1::FrameKind;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::Replica;
 use super::quorum::has_majority;
 use crate::transport;
 use crate::types::Membership;
 
+/// One round in so many asks all voters: rarely enough to cost nothing, often enough to leave a slow one within a second of
+/// reads.
+const ALL_ASKED_EVERY: u32 = 256;
+
+/// Who confirmed the last round, and how many rounds began since all voters were asked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Witnesses {
+    confirmed: BTreeSet<u64>,
+    rounds: u32,
+}
+
+impl Witnesses {
+    /// Counts one more round: those that it asks first; None if it asks all.
+    fn next_round(&mut self) -> Option<BTreeSet<u64>> {
+        self.rounds = (self.rounds + 1) % ALL_ASKED_EVERY;
+        (self.rounds > 0).then(|| self.confirmed.clone())
+    }
+}
+
 /// Whom a round asks, and who answered.
 struct Canvass<'m> {
     membership: &'m Membership,
     /// Not asked yet; the last is asked first.
     spare: Vec<u64>,
-    /// Asked and not known to be away, and this replica.
+    /// Asked and not lost, and this replica.
     hoped: BTreeSet<u64>,
     /// Those of them that follow it.
     follow: BTreeSet<u64>,
@@ -74,11 +94,17 @@ impl<'m> Canvass<'m> {
         std::mem::take(&mut self.spare)
     }
 
+    /// Whether those that may still answer are too few, once there is nobody else to ask.
+    fn is_hopeless(&self) -> bool {
+        !has_majority(self.membership, |voter| self.hoped.contains(&voter))
+    }
+
     fn follows(&mut self, voter: u64) {
         self.follow.insert(voter);
     }
 
-    fn is_away(&mut self, voter: u64) {
+    /// It does not answer, or its vote is another one: a majority without it says as much.
+    fn is_lost(&mut self, voter: u64) {
         self.hoped.remove(&voter);
     }
 }
@@ -97,6 +123,8 @@ impl Replica {
             leads.then(|| Arc::clone(&metrics.membership_config))?
         };
         let membership = membership.membership();
+        let first = self.reads.witnesses().next_round();
+        let mut canvass = Canvass::new(membership, self.replica.0, first.as_ref().unwrap_or(&BTreeSet::new()));
         let body = transport::encode_vote_alone(&vote);
         let within = self.votes_within();
         let ask = |voter| {
@@ -104,23 +132,30 @@ impl Replica {
             let answer = self.send(node, voter, FrameKind::Confirm, body.clone(), within);
             Some(async move { (voter, answer.await) })
         };
-        let mut canvass = Canvass::new(membership, self.replica.0, &self.reads.witnesses());
         let mut asked = FuturesUnordered::new();
+        if first.is_none() {
+            asked.extend(canvass.rest().into_iter().filter_map(ask));
+        }
+        let began = Instant::now();
+        let mut others_at = Some(began + self.witnesses_within());
         while !canvass.is_confirmed() {
             asked.extend(canvass.next_asked().into_iter().filter_map(ask));
-            let Ok(answer) = timeout(self.witnesses_within(), asked.next()).await else {
+            if canvass.is_hopeless() {
+                return None;
+            }
+            let Ok(answer) = timeout_at(others_at.unwrap_or(began + within), asked.next()).await else {
                 // One that is slow does not make the round slow.
+                others_at.take()?;
                 asked.extend(canvass.rest().into_iter().filter_map(ask));
                 continue;
             };
             let (voter, answer) = answer?;
             match answer.map(|answer| transport::decode_agreement(&answer).unwrap_or(false)) {
                 Ok(true) => canvass.follows(voter),
-                Ok(false) => return None,
-                Err(_) => canvass.is_away(voter),
+                Ok(false) | Err(_) => canvass.is_lost(voter),
             }
         }
-        self.reads.set_witnesses(canvass.follow);
+        self.reads.witnesses().confirmed = canvass.follow;
         Some(index)
     }
 
@@ -129,7 +164,7 @@ impl Replica {
         self.context.timing.heartbeat / 5
     }
 
-    /// How long voters are waited for: as long as a heartbeat is, and once more on a busy machine.
+    /// How long a round waits for voters: as long as a heartbeat is, and once more on a busy machine.
     pub(super) fn votes_within(&self) -> Duration {
         self.context.timing.heartbeat * 2
     }
@@ -155,12 +190,12 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_asked_as_make_a_majority_and_others_for_those_that_are_away() {
+    fn as_many_are_asked_as_make_a_majority_and_others_for_those_that_are_lost() {
         let membership = membership(&[&[1, 2, 3]]);
         let mut canvass = Canvass::new(&membership, 2, &BTreeSet::new());
         assert_eq!(canvass.next_asked(), [3], "with itself one other is enough");
         assert!(canvass.next_asked().is_empty() && !canvass.is_confirmed(), "nothing is decided before it answers");
-        canvass.is_away(3);
+        canvass.is_lost(3);
         assert_eq!(canvass.next_asked(), [1]);
         canvass.follows(1);
         assert!(canvass.is_confirmed());
@@ -193,8 +228,28 @@ mod tests {
         assert_eq!(canvass.next_asked(), [2]);
         assert_eq!(canvass.rest(), [3]);
         assert!(canvass.rest().is_empty() && canvass.next_asked().is_empty());
-        canvass.is_away(3);
+        canvass.is_lost(3);
+        assert!(!canvass.is_hopeless());
         canvass.follows(2);
         assert!(canvass.is_confirmed());
+    }
+
+    #[test]
+    fn a_round_ends_when_no_majority_is_left() {
+        let membership = membership(&[&[1, 2, 3, 4, 5]]);
+        let mut canvass = Canvass::new(&membership, 1, &BTreeSet::new());
+        for (lost, hopeless) in [(2, false), (3, false), (4, true)] {
+            canvass.is_lost(lost);
+            canvass.next_asked();
+            assert_eq!(canvass.is_hopeless(), hopeless, "{lost}");
+        }
+    }
+
+    #[test]
+    fn now_and_then_all_are_asked() {
+        let mut witnesses = Witnesses { confirmed: BTreeSet::from([2]), rounds: 0 };
+        let all: Vec<u32> = (1..=2 * ALL_ASKED_EVERY).filter(|_| witnesses.next_round().is_none()).collect();
+        assert_eq!(all, [ALL_ASKED_EVERY, 2 * ALL_ASKED_EVERY]);
+        assert_eq!(witnesses.next_round(), Some(BTreeSet::from([2])));
     }
 }

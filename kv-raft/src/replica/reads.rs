@@ -15,7 +15,6 @@
 //!
 //! Not here: reading keys (data_engine).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,9 +25,10 @@ use kv_proto::timestamp::Timestamp;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::linearizable_read::LinearizerOption;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use super::confirm::Witnesses;
 use super::{ReadError, Replica};
 use crate::command::{Command, EncodedCommand};
 use crate::data_engine::{DataError, ReadView};
@@ -94,8 +94,8 @@ pub(super) struct Reads {
     leader: Mutex<Round>,
     /// When the leader was asked last that answered, and its answer.
     told: Mutex<Option<(Instant, u64)>>,
-    /// Who confirmed the last quorum round.
-    witnesses: Mutex<BTreeSet<u64>>,
+    /// Who confirms quorum rounds.
+    witnesses: Mutex<Witnesses>,
 }
 
 impl Reads {
@@ -116,12 +116,8 @@ impl Reads {
         }
     }
 
-    pub(super) fn witnesses(&self) -> BTreeSet<u64> {
-        self.witnesses.lock().clone()
-    }
-
-    pub(super) fn set_witnesses(&self, witnesses: BTreeSet<u64>) {
-        *self.witnesses.lock() = witnesses;
+    pub(super) fn witnesses(&self) -> MutexGuard<'_, Witnesses> {
+        self.witnesses.lock()
     }
 
     /// An index with everything acknowledged up to the bound before `begun`, if the leader told one.
