@@ -34,13 +34,18 @@ die() {
     exit 1
 }
 
-# The folder of the newest RocksDB of the normal build, for builds with other flags; nothing if there is none.
+# The folder of the newest RocksDB of the normal build, of the locked version, for builds with other flags; nothing if there
+# is none. Which version a folder is of stands in what cargo notes of the crate that was compiled from it.
 built_rocksdb() {
-    local library newest=
-    for library in "$CARGO_TARGET_DIR"/release/build/librocksdb-sys-*/out/librocksdb.a; do
-        [[ -f "$library" && (-z "$newest" || "$library" -nt "$newest") ]] && newest="$library"
+    local version note folder newest=
+    version="$(sed -n '/^name = "librocksdb-sys"$/{n;s/^version = "\(.*\)"$/\1/p}' "$ROOT/Cargo.lock")"
+    for note in "$CARGO_TARGET_DIR"/release/deps/librocksdb_sys-*.d; do
+        grep -qsF "/librocksdb-sys-$version/" "$note" || continue
+        folder="$(sed -n 's|.* \(.*/out\)/bindings\.rs$|\1|p' "$note" | head -n 1)"
+        [[ -f "$folder/librocksdb.a" ]] || continue
+        [[ -z "$newest" || "$folder/librocksdb.a" -nt "$newest/librocksdb.a" ]] && newest="$folder"
     done
-    printf '%s' "${newest%/*}"
+    printf '%s' "$newest"
 }
 
 # Has builds from here on link that RocksDB, or the one the caller names, instead of compiling it once more.
@@ -50,7 +55,7 @@ link_built_rocksdb() {
     if [[ -n "$rocksdb" ]]; then
         export ROCKSDB_LIB_DIR="$rocksdb" ROCKSDB_STATIC=1
     else
-        note "no RocksDB in $CARGO_TARGET_DIR yet: it is compiled, which takes minutes"
+        note "no RocksDB of the locked version in $CARGO_TARGET_DIR yet: it is compiled, which takes minutes"
     fi
 }
 

@@ -322,6 +322,10 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let beside = own.parent().context("a binary lies in a folder")?;
     let folder = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
     let path = folder.join(name);
-    ensure!(path.is_file(), "{} is not built: run scripts/test, or cargo build --release", path.display());
+    ensure!(
+        path.is_file(),
+        "{} is not built: run scripts/test, scripts/bench, or cargo build with the same profile",
+        path.display()
+    );
     Ok(path)
 }

@@ -42,6 +42,8 @@ pub(crate) async fn idle(lines: &[String]) -> Result<Idle> {
     create(&cluster).await?;
     asleep(&cluster).await?;
     tokio::time::sleep(SPREAD).await;
+    // A leader that moved woke its shard.
+    asleep(&cluster).await?;
     let began = usages(&cluster)?;
     tokio::time::sleep(WINDOW).await;
     let ended = usages(&cluster)?;

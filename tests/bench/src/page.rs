@@ -46,7 +46,9 @@ fn runs(record: &Record) -> String {
     for Run { machine, parts } in record.runs.iter().rev() {
         let what = if record.runs.len() == 1 { "All".to_owned() } else { parts.join(", ") };
         let rounds = parts.iter().filter_map(|part| record.shapes.get(part)).map(|versus| versus.kv.len()).max();
-        let rounds = rounds.map_or(String::new(), |rounds| format!("; medians of {rounds} rounds"));
+        let rounds = rounds.filter(|rounds| *rounds > 1);
+        let rounds =
+            rounds.map_or(String::new(), |rounds| format!("; loads and limits are medians of {rounds} rounds"));
         let etcd = if machine.etcd.is_empty() { String::new() } else { format!("; etcd {}", machine.etcd) };
         let _ = writeln!(
             text,
@@ -142,6 +144,7 @@ fn tenth(figure: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Machine;
     use crate::record::Versus;
 
     fn record() -> Record {
@@ -159,6 +162,19 @@ mod tests {
         assert!(page.contains("| put, 256 clients | 90,000 | 10,000 | 9.0 x |") && !page.contains("old"), "{page}");
         assert_eq!(replaced(&page, &figures(&record())).unwrap(), page, "writing twice changes nothing");
         assert_eq!(replaced("no marks", ""), None);
+    }
+
+    #[test]
+    fn rounds_are_told_of_what_had_several() {
+        let run = |part: &str| Run { machine: Machine::default(), parts: vec![part.to_owned()] };
+        let mut record = Record { runs: vec![run("put-256"), run("idle")], ..record() };
+        assert!(!runs(&record).contains("medians"), "of one round");
+        let versus = record.shapes.get_mut("put-256").unwrap();
+        versus.kv = vec![versus.kv[0].clone(); 3];
+        let text = runs(&record);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].starts_with("- put-256") && lines[1].contains("medians of 3 rounds"), "{text}");
+        assert!(lines[0].starts_with("- idle") && !lines[0].contains("medians"), "{text}");
     }
 
     #[test]
