@@ -6,7 +6,7 @@
 //! Not here: gauges made when the node is scraped (http, scrape).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_raft::metrics::RaftMetrics;
@@ -69,15 +69,6 @@ impl CallKind {
     }
 }
 
-/// The stations of a request before kv-raft.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EdgeStage {
-    /// Finding the shard and planning.
-    Route,
-    /// Sent on to another node until its answer.
-    Forward,
-}
-
 /// The handles of one kind of call.
 #[derive(Debug)]
 struct CallHandles {
@@ -96,8 +87,8 @@ pub struct EdgeMetrics {
     batch_write: CallHandles,
     scan: CallHandles,
     failures: Family<FailureLabels, Counter>,
-    route: Histogram,
-    forward: Histogram,
+    /// Sent on to another node until its answer.
+    pub forward: Histogram,
     /// Open gRPC connections.
     pub connections: Gauge,
     /// Connections closed because there were too many, or because they never began.
@@ -129,7 +120,6 @@ impl EdgeMetrics {
             let label = [("call", kind.label())];
             CallHandles { served: served.get_or_create(&label).clone(), seconds: seconds.get_or_create(&label).clone() }
         };
-        let stage = |name| stages.get_or_create(&[("stage", name)]).clone();
         let metrics = Self {
             get: handles(CallKind::Get),
             put: handles(CallKind::Put),
@@ -139,8 +129,7 @@ impl EdgeMetrics {
             batch_write: handles(CallKind::BatchWrite),
             scan: handles(CallKind::Scan),
             failures,
-            route: stage("route"),
-            forward: stage("forward"),
+            forward: stages.get_or_create(&[("stage", "forward")]).clone(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             streams: Gauge::default(),
@@ -158,22 +147,13 @@ impl EdgeMetrics {
     }
 
     /// Counts an answered call.
-    pub fn answered(&self, kind: CallKind, begun: Instant, failure: Option<&'static str>) {
+    pub fn answered(&self, kind: CallKind, within: Duration, failure: Option<&'static str>) {
         let handles = self.call(kind);
-        handles.seconds.observe(begun.elapsed().as_secs_f64());
+        handles.seconds.observe(within.as_secs_f64());
         match failure {
             None => handles.served.inc(),
             Some(reason) => self.failures.get_or_create(&[("call", kind.label()), ("reason", reason)]).inc(),
         };
-    }
-
-    /// Counts one passage through a stage.
-    pub fn observe(&self, stage: EdgeStage, begun: Instant) {
-        let histogram = match stage {
-            EdgeStage::Route => &self.route,
-            EdgeStage::Forward => &self.forward,
-        };
-        histogram.observe(begun.elapsed().as_secs_f64());
     }
 
     fn call(&self, kind: CallKind) -> &CallHandles {

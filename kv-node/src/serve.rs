@@ -1,7 +1,7 @@
 //! One call from its arrival to its response: admit, route, then serve here or send on.
 //!
 //! Invariants:
-//! - a call ends by its deadline; one that is late before it is begun is not begun;
+//! - a call ends by its deadline;
 //! - a write is sent elsewhere only after an error that says that it was not applied here;
 //! - whatever a call holds is given back when its future is dropped, or else the permit that came with its response;
 //! - a read whose response has no room is refused; what a write did is told in any case.
@@ -9,7 +9,7 @@
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant as Begun};
+use std::time::Duration;
 
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ShardId};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::admission::{self, Permit};
 use crate::catalog::{CatalogView, LeaderRecord, ShardInfo};
 use crate::local::{self, Keys};
-use crate::metrics::{CallKind, EdgeMetrics, EdgeStage};
+use crate::metrics::{CallKind, EdgeMetrics};
 use crate::node::NodeShared;
 use crate::router::{Hosted, Need, Plan, Situation, Space};
 use crate::scan::cursor;
@@ -71,24 +71,25 @@ impl Server {
 
     /// Serves one call. The permit is to be held until the response is sent.
     pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
-        let begun = Begun::now();
+        let arrived = Instant::now();
         let kind = CallKind::of(&request);
-        let answer = self.checked(&request, grpc).await;
-        self.metrics.answered(kind, begun, answer.as_ref().err().map(ServiceError::reason));
+        let answer = self.checked(&request, grpc, arrived).await;
+        self.metrics.answered(kind, arrived.elapsed(), answer.as_ref().err().map(ServiceError::reason));
         answer
     }
 
-    async fn checked(&self, request: &Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
-        let arrived = Instant::now();
+    async fn checked(
+        &self,
+        request: &Request,
+        grpc: GrpcTimeout,
+        arrived: Instant,
+    ) -> Result<(Response, Permit), ServiceError> {
         let timeout = validate::request(request, self.shared.cluster_id(), grpc)?;
         let mut permit = self.shared.admission.admit(admission::cost(request))?;
         if admission::answers_values(request) {
             self.shared.admission.admit_answer()?;
         }
         let deadline = arrived + timeout;
-        if Instant::now() >= deadline {
-            return Err(errors::deadline("queue", Outcome::NotApplied));
-        }
         let writes = is_write(request);
         let response = self.placed(request, deadline).await?;
         match permit.answered(admission::answer_bytes(&response)) {
@@ -101,7 +102,6 @@ impl Server {
     async fn placed(&self, request: &Request, deadline: Instant) -> Result<Response, ServiceError> {
         let mut tried: Vec<NodeId> = Vec::new();
         for attempt in 1.. {
-            let began = Begun::now();
             let view = self.shared.view.load_full();
             let situation = self.situation(&view);
             let header = validate::header(request);
@@ -118,7 +118,6 @@ impl Server {
                 leader: replica.leader().map(|leader| leader.node),
             });
             let plan = situation.plan(header, &routed.shard, need(request), hosted, &tried);
-            self.metrics.observe(EdgeStage::Route, began);
             let last = attempt >= ATTEMPTS;
             match (plan, replica) {
                 (Plan::Refuse(error), _) => return Err(error),
@@ -134,13 +133,13 @@ impl Server {
                 // The replica went away between the plan and now.
                 (Plan::Serve, None) => return Err(crate::router::no_leader(&routed.shard)),
                 (Plan::Forward { node, address }, _) => {
-                    let began = Begun::now();
+                    let began = Instant::now();
                     let writes = is_write(request);
                     let connection = self.shared.pool.get(&address);
                     // Boxed: every call would carry the space of this rare way.
                     let forwarded = connection.call(forward::onward(request.clone(), deadline), deadline);
                     let answer = Box::pin(forwarded).await;
-                    self.metrics.observe(EdgeStage::Forward, began);
+                    self.metrics.forward.observe(began.elapsed().as_secs_f64());
                     let error = match answer {
                         Ok(response) => return Ok(response),
                         Err(error) => errors::forward(error, &routed.shard, writes),
