@@ -14,7 +14,7 @@ use super::Config;
 pub struct Memory {
     /// Recent entries and write buffers of the log of all shards.
     pub log: u64,
-    /// Blocks of the data engine with their indexes and filters.
+    /// What the data engine read: blocks with their indexes and filters, and rows.
     pub data_cache: u64,
     /// Writes the data engine has not flushed.
     pub data_write_buffer: u64,

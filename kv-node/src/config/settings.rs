@@ -83,7 +83,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!(worker_threads, plain, "NUMBER", "Threads for requests and consensus; 0: half of the cores"),
     setting!(memory_budget, size, "SIZE", "What the process may use in all"),
     setting!(log_cache, size, "SIZE", "Memory for the log; 0: an eighth of the budget"),
-    setting!(data_cache, size, "SIZE", "Memory for data blocks; 0: a quarter of the budget"),
+    setting!(data_cache, size, "SIZE", "Memory for blocks and rows that were read; 0: a quarter of the budget"),
     setting!(data_write_buffer, size, "SIZE", "Memory for data not flushed yet; 0: an eighth of the budget"),
     setting!(flush_interval, duration, "DURATION", "How often applied data is flushed"),
     setting!(log_entries_kept, plain, "NUMBER", "Log entries kept for followers that were away briefly"),

@@ -21,6 +21,7 @@ use super::error::DataError;
 use super::extents::{Extent, Extents};
 use super::keys;
 use super::options::Table;
+use super::row_cache::Gate;
 use super::rows::{self, AppliedRow, LogIdRow, MembershipRow, RecordRow, damaged};
 use super::session_clock::SessionClock;
 use super::store::Store;
@@ -82,6 +83,8 @@ pub(crate) struct Holding {
     floor: AtomicU64,
     /// Index of the check at which the content differed from that of the other replicas.
     quarantined: watch::Sender<Option<u64>>,
+    /// Of rows read lately.
+    pub(crate) gate: Gate,
     writer: Mutex<Writer>,
 }
 
@@ -102,6 +105,7 @@ impl Holding {
             quarantined: watch::Sender::new(None),
             durable: ArcSwap::new(Arc::clone(&progress)),
             progress: ArcSwap::new(progress),
+            gate: Gate::default(),
             writer: Mutex::new(Writer { destroyed: false }),
         }
     }

@@ -1,8 +1,8 @@
 //! Reading keys of what is applied: the latest state, or the state at a timestamp.
 //!
 //! The version of a key at T is the latest one if that was committed by T, else the one in history whose end is the
-//! first after T, if it began by T. A point read of the latest state is one Get behind a filter; one at a timestamp is
-//! at most one Seek more.
+//! first after T, if it began by T. A point read of the latest state finds its row remembered, or is one Get
+//! behind a filter; one at a timestamp is at most one Seek more.
 //!
 //! Invariants: each call reads one consistent state; a read at a timestamp fails if what it needs may have been
 //! collected, also while it ran.
@@ -66,21 +66,33 @@ impl ReadView {
 
     /// The latest version of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Versioned>, DataError> {
-        self.within(key)?;
-        let row = self.store.db().get_pinned_cf(self.store.table(Table::Latest), self.latest_key(key));
-        self.store.checked(row)?.map(|row| to_versioned(&row)).transpose()
+        Ok(self.latest_row(key, &ReadOptions::default())?.flatten())
     }
 
     /// The same if memory tells, which never blocks; None if the disk must be asked.
     pub fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Versioned>>, DataError> {
-        self.within(key)?;
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
-        let table = self.store.table(Table::Latest);
-        match self.store.db().get_pinned_cf_opt(table, self.latest_key(key), &options) {
-            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
-            row => self.store.checked(row)?.map(|row| to_versioned(&row)).transpose().map(Some),
+        self.latest_row(key, &options)
+    }
+
+    /// The row that is remembered, or what RocksDB finds; None if the options keep it from asking the disk.
+    fn latest_row(&self, key: &[u8], options: &ReadOptions) -> Result<Option<Option<Versioned>>, DataError> {
+        self.within(key)?;
+        let extent = self.extent();
+        if let Some(row) = self.store.rows().get(extent, key) {
+            return Ok(Some(Some(row)));
         }
+        let ticket = self.holding.gate.ticket();
+        let row =
+            match self.store.db().get_pinned_cf_opt(self.store.table(Table::Latest), self.latest_key(key), options) {
+                Err(error) if error.kind() == ErrorKind::Incomplete => return Ok(None),
+                row => self.store.checked(row)?.map(|row| to_versioned(&row)).transpose()?,
+            };
+        if let Some(row) = &row {
+            self.store.rows().remember(&self.holding.gate, ticket, extent, key, row);
+        }
+        Ok(Some(row))
     }
 
     /// The version of a key at a timestamp.

@@ -17,6 +17,7 @@ use super::collect::Safepoints;
 use super::error::{DataError, OpenError};
 use super::keys;
 use super::options::{self, DataOptions, Table};
+use super::row_cache::RowCache;
 use crate::failpoint;
 use crate::failure::Failure;
 
@@ -28,6 +29,7 @@ pub(crate) struct Store {
     db: DB,
     dir: PathBuf,
     failure: Failure,
+    rows: RowCache,
 }
 
 self_cell::self_cell! {
@@ -55,7 +57,8 @@ impl Store {
         }
         let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
             .map_err(|error| opening(dir, &error).in_manifest())?;
-        let store = Self { db, dir: dir.to_owned(), failure: Failure::default() };
+        let rows = RowCache::new(options::row_cache_bytes(options));
+        let store = Self { db, dir: dir.to_owned(), failure: Failure::default(), rows };
         store.check_format()?;
         store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
         #[cfg(not(kv_sim))]
@@ -120,6 +123,11 @@ impl Store {
     /// The database, for reading.
     pub(crate) fn db(&self) -> &DB {
         &self.db
+    }
+
+    /// Rows read lately.
+    pub(crate) fn rows(&self) -> &RowCache {
+        &self.rows
     }
 
     pub(crate) fn table(&self, table: Table) -> &ColumnFamily {

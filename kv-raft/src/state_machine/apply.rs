@@ -17,7 +17,7 @@ use super::decide::{Decision, Edit, decide};
 use super::overlay::Overlay;
 use super::session::Sessions;
 use crate::command::{Command, Operation, Order, Replies};
-use crate::data_engine::{DataEngine, DataError, Holding, Progress, Table, keys, rows};
+use crate::data_engine::{DataEngine, DataError, Holding, Progress, Table, Writing, keys, rows};
 use crate::types::{Entry, LogId, StoredMembership};
 
 /// A replica's state as far as applying changes it.
@@ -130,7 +130,9 @@ impl Core {
         let extent = progress.extent.id();
         let reads = chunk.reads || holding.keeps_history();
         let mut overlay = Overlay::new(&store, extent, &mut self.sessions, holding.keeps_history(), reads);
-        let mut writes = Writes::new(&store, &progress, &mut batch);
+        // Until all of it can be read: what is read meanwhile is not remembered.
+        let writing = store.rows().begin_write(&holding.gate, extent);
+        let mut writes = Writes::new(&store, &writing, extent, &mut batch);
         let mut replies = Vec::with_capacity(chunk.entries.len());
         let mut membership_changed = false;
         let mut quarantined = None;
@@ -174,6 +176,7 @@ impl Core {
         holding.put_applied(&store, &progress, &mut batch);
         holding.raise_floor(progress.safepoint);
         store.write(batch)?;
+        drop(writing);
         holding.publish(progress);
         if let Some(checked) = quarantined {
             holding.quarantine(checked);
@@ -197,6 +200,7 @@ impl Core {
 /// Turns edits into rows.
 struct Writes<'b> {
     batch: &'b mut WriteBatch,
+    writing: &'b Writing<'b>,
     extent: kv_proto::ids::ExtentId,
     latest: &'b ColumnFamily,
     history: &'b ColumnFamily,
@@ -208,10 +212,16 @@ struct Writes<'b> {
 }
 
 impl<'b> Writes<'b> {
-    fn new(store: &'b crate::data_engine::Store, progress: &Progress, batch: &'b mut WriteBatch) -> Self {
+    fn new(
+        store: &'b crate::data_engine::Store,
+        writing: &'b Writing<'b>,
+        extent: kv_proto::ids::ExtentId,
+        batch: &'b mut WriteBatch,
+    ) -> Self {
         Self {
             batch,
-            extent: progress.extent.id(),
+            writing,
+            extent,
             latest: store.table(Table::Latest),
             history: store.table(Table::History),
             changes: store.table(Table::Changes),
@@ -232,6 +242,7 @@ impl<'b> Writes<'b> {
                     self.batch.put_cf(self.history, keys::history(self.extent, key, commit), &self.row);
                 }
                 Edit::Put { key, value } => {
+                    self.writing.forget(key);
                     keys::write_latest(&mut self.key, self.extent, key);
                     rows::write_version(&mut self.row, commit, value);
                     self.batch.put_cf(self.latest, &self.key, &self.row);
@@ -239,6 +250,7 @@ impl<'b> Writes<'b> {
                     self.note(records, key);
                 }
                 Edit::Delete { key } => {
+                    self.writing.forget(key);
                     keys::write_latest(&mut self.key, self.extent, key);
                     self.batch.delete_cf(self.latest, &self.key);
                     overlay.record(key, None);

@@ -1,6 +1,7 @@
 //! Reads, at the latest state and at timestamps, against a model that keeps everything.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -225,6 +226,35 @@ async fn a_scan_takes_what_it_is_told_and_goes_on_where_it_paused() {
             }
         }
     }
+}
+
+/// A point read remembers the row it found, beside a writer that changes it.
+#[test]
+fn point_reads_beside_a_writer_never_go_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, machine) = replica(dir.path(), Duration::ZERO);
+    let written = AtomicBool::new(false);
+    let read = || {
+        let (mut last, mut remembered) = (Timestamp(0), 0);
+        while !written.load(Ordering::Relaxed) {
+            let view = engine.view(SHARD).unwrap();
+            let commit = view.get(b"k").unwrap().map_or(Timestamp(0), |row| row.commit);
+            assert!(commit >= view.last_commit(), "it misses what was applied before");
+            assert!(commit >= last, "it is older than what was read before");
+            remembered += u64::from(commit == last);
+            last = commit;
+        }
+        remembered
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2).map(|_| scope.spawn(read)).collect();
+        for index in 1..=20_000 {
+            reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[put(b"k", b"v")]));
+        }
+        written.store(true, Ordering::Relaxed);
+        let remembered: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(remembered > 0, "nobody read between two writes");
+    });
 }
 
 #[tokio::test]
