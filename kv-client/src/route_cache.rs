@@ -51,7 +51,8 @@ impl RouteCache {
     pub(crate) async fn get(&self, deadline: Instant) -> Result<Arc<Routes>, CallError> {
         match self.known() {
             Some(routes) => Ok(routes),
-            None => self.refresh(deadline).await,
+            // Boxed: every request would carry the space of this rare way.
+            None => Box::pin(self.refresh(deadline)).await,
         }
     }
 

@@ -6,8 +6,8 @@
 //!
 //! Not here: which operation comes next (workload), when it is due (pacer).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::keys::Chooser;
 use crate::pacer::Pacer;
 use crate::stats::Results;
-use crate::target::{Operation, Target};
+use crate::target::{Answer, Operation, Target};
 use crate::values::{Values, key};
 use crate::workload::{Kind, Mix};
 
@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     /// Operations answered so far, for the progress bar.
     pub(crate) answered: AtomicU64,
     keys: AtomicU64,
+    /// Of all clients: histograms of their own would not fit into the processor's caches together.
+    results: Mutex<Results>,
 }
 
 impl Shared {
@@ -72,7 +74,8 @@ impl Shared {
         let end = start + plan.warm_up + plan.duration;
         let pacer = plan.rate.map(|rate| Pacer::start(rate, start, end));
         let keys = AtomicU64::new(plan.keys);
-        Arc::new(Self { plan, values, start, pacer, answered: AtomicU64::new(0), keys })
+        let results = Mutex::default();
+        Arc::new(Self { plan, values, start, pacer, answered: AtomicU64::new(0), keys, results })
     }
 
     /// When the warm-up is over.
@@ -93,6 +96,20 @@ impl Shared {
     /// Keys there are or may be.
     pub(crate) fn keys(&self) -> u64 {
         self.keys.load(Ordering::Relaxed)
+    }
+
+    /// What became of all operations so far.
+    pub(crate) fn take_results(&self) -> Results {
+        std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn record(&self, kind: Kind, answer: Result<Answer, String>, due: Instant) {
+        let now = Instant::now();
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        if due >= self.measured_from() {
+            let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+            results.entry(kind).or_default().record(answer, now - due, now <= self.end());
+        }
     }
 
     /// When the next operation is due; None at the end.
@@ -134,19 +151,13 @@ impl Shared {
 }
 
 /// Runs client number `client` until the run ends.
-pub(crate) async fn client(shared: Arc<Shared>, target: impl Target, client: usize) -> Results {
+pub(crate) async fn client(shared: Arc<Shared>, target: impl Target, client: usize) {
     let plan = &shared.plan;
     let mut random = SmallRng::seed_from_u64(plan.seed.wrapping_add(u64::try_from(client).unwrap_or(0)));
-    let mut results = Results::new();
     while let Some(due) = shared.due().await {
         let kind = plan.mix.draw(&mut random);
         let operation = shared.operation(kind, &mut random);
         let answer = target.operate(operation).await.map_err(|error| error.to_string());
-        let now = Instant::now();
-        shared.answered.fetch_add(1, Ordering::Relaxed);
-        if due >= shared.measured_from() {
-            results.entry(kind).or_default().record(answer, now - due, now <= shared.end());
-        }
+        shared.record(kind, answer, due);
     }
-    results
 }

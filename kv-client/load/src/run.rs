@@ -14,7 +14,6 @@ use tokio::time::{Instant, sleep_until};
 use crate::driver::{Plan, Shared, client};
 use crate::process::{ProcessError, Usage, usage};
 use crate::report::{Cost, Report};
-use crate::stats::Results;
 use crate::target::{Operation, Target};
 use crate::values::{Values, key};
 
@@ -93,13 +92,10 @@ pub async fn run<T: Target>(
         progress(shared.measured_from().elapsed(), rate);
     }
     let cost = Cost::between(&before, &usages(pids)?);
-    let mut results = Results::new();
-    while let Some(of_client) = tasks.join_next().await {
-        for (kind, stats) in of_client? {
-            results.entry(kind).or_default().merge(&stats);
-        }
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
     }
-    Ok(Report { seconds, results, cost, unsent: shared.unsent(), keys: shared.keys() })
+    Ok(Report { seconds, results: shared.take_results(), cost, unsent: shared.unsent(), keys: shared.keys() })
 }
 
 /// This process first, then the others.

@@ -23,7 +23,8 @@ use kv_proto::pb::v1::kv_service_client::KvServiceClient;
 use kv_proto::pb::v1::{PipelineCall, PipelineReply, PipelineRequest, PipelineResponse, pipeline_call, pipeline_reply};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -146,6 +147,9 @@ struct Queued {
     bytes: usize,
 }
 
+/// A call that has begun: what takes it out again, where its answer comes, and the call itself if the queue was full.
+type Begun<'a> = (GiveUp<'a>, oneshot::Receiver<Answer>, Option<Box<Queued>>);
+
 /// The request half: pulled by the transport whenever it can write.
 struct Gather {
     queue: mpsc::Receiver<Queued>,
@@ -233,21 +237,12 @@ impl Link {
 
     /// Sends one call and waits for its answer. Dropping the future gives the call up.
     pub(crate) async fn call(&self, request: pipeline_call::Request, deadline: Instant) -> Answer {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let call = PipelineCall { id, request: Some(request) };
-        let queued = Queued { bytes: call.encoded_len() + CALL_OVERHEAD_BYTES, call };
-        if queued.bytes > MESSAGE_BYTES_MAX {
-            // The transport would end the stream, and with it everyone's calls.
-            let why = format!("holds {} bytes, at most {MESSAGE_BYTES_MAX} fit into a message", queued.bytes);
-            return Err(ServiceError::invalid("request", why).into());
-        }
-        let (sender, receiver) = oneshot::channel();
-        self.calls.enter(id, sender)?;
-        let given_up = GiveUp { calls: &self.calls, id };
+        let (given_up, receiver, unsent) = self.begin(request)?;
         let answered = async {
-            if self.queue.send(queued).await.is_err() {
-                // The transport dropped the request half: the reader is about to close the stream.
-                self.calls.close(true, "the stream ended".to_owned());
+            if let Some(unsent) = unsent
+                && self.queue.send(*unsent).await.is_err()
+            {
+                self.end();
             }
             receiver.await
         };
@@ -259,6 +254,36 @@ impl Link {
                 Err(ConnectionError::TimedOut { address: self.calls.address.clone(), sent }.into())
             }
         }
+    }
+
+    /// Queues a call if there is room; else it is to be sent when there is. The request is not part of what waits for the
+    /// answer, which every caller holds and moves.
+    fn begin(&self, request: pipeline_call::Request) -> Result<Begun<'_>, CallError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let call = PipelineCall { id, request: Some(request) };
+        let queued = Queued { bytes: call.encoded_len() + CALL_OVERHEAD_BYTES, call };
+        if queued.bytes > MESSAGE_BYTES_MAX {
+            // The transport would end the stream, and with it everyone's calls.
+            let why = format!("holds {} bytes, at most {MESSAGE_BYTES_MAX} fit into a message", queued.bytes);
+            return Err(ServiceError::invalid("request", why).into());
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.calls.enter(id, sender)?;
+        let given_up = GiveUp { calls: &self.calls, id };
+        let unsent = match self.queue.try_send(queued) {
+            Ok(()) => None,
+            Err(TrySendError::Full(queued)) => Some(Box::new(queued)),
+            Err(TrySendError::Closed(_)) => {
+                self.end();
+                None
+            }
+        };
+        Ok((given_up, receiver, unsent))
+    }
+
+    /// The transport dropped the request half: the reader is about to close the stream.
+    fn end(&self) {
+        self.calls.close(true, "the stream ended".to_owned());
     }
 
     fn lost_answer(&self, given_up: &GiveUp<'_>) -> ConnectionError {

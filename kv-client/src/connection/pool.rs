@@ -147,7 +147,11 @@ impl NodeConnection {
         request: pipeline_call::Request,
         deadline: Instant,
     ) -> Result<pipeline_reply::Response, CallError> {
-        let link = self.link(deadline).await?;
+        let link = match self.0.acquire()? {
+            Acquired::Up(link) => link,
+            // Boxed: every call would carry the space of this rare way.
+            Acquired::Connecting(connecting) => Box::pin(self.connected(connecting, deadline)).await?,
+        };
         link.call(request, deadline).await
     }
 
@@ -183,10 +187,13 @@ impl NodeConnection {
     }
 
     async fn link(&self, deadline: Instant) -> Connected {
-        let mut connecting = match self.0.acquire()? {
-            Acquired::Up(link) => return Ok(link),
-            Acquired::Connecting(connecting) => connecting,
-        };
+        match self.0.acquire()? {
+            Acquired::Up(link) => Ok(link),
+            Acquired::Connecting(connecting) => self.connected(connecting, deadline).await,
+        }
+    }
+
+    async fn connected(&self, mut connecting: watch::Receiver<Option<Connected>>, deadline: Instant) -> Connected {
         let connected = timeout_at(deadline, connecting.wait_for(Option::is_some)).await;
         match connected {
             Ok(Ok(result)) => result.clone().unwrap_or(Err(ConnectionError::Closed)),
