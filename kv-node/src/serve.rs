@@ -1,7 +1,7 @@
 //! One call from its arrival to its response: admit, route, then serve here or send on.
 //!
 //! Invariants:
-//! - a call ends by its deadline;
+//! - a call ends by its deadline; one that is late when it arrives is not begun;
 //! - a write is sent elsewhere only after an error that says that it was not applied here;
 //! - whatever a call holds is given back when its future is dropped, or else the permit that came with its response;
 //! - a read whose response has no room is refused; what a write did is told in any case.
@@ -88,6 +88,10 @@ impl Server {
         let mut permit = self.shared.admission.admit(admission::cost(request))?;
         if admission::answers_values(request) {
             self.shared.admission.admit_answer()?;
+        }
+        // What is left after the way back may be nothing.
+        if timeout.is_zero() {
+            return Err(errors::deadline("queue", Outcome::NotApplied));
         }
         let deadline = arrived + timeout;
         let writes = is_write(request);

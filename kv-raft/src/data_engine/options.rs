@@ -37,8 +37,8 @@ impl Default for DataOptions {
     }
 }
 
-/// The part of the cache for rows. A row found there costs a point read a tenth of what a search does, but brings none of
-/// its neighbours along, and no filter.
+/// The part of the cache for rows. A row found there spares a point read the search, but brings none of its neighbours
+/// along, and no filter.
 const ROW_CACHE_PART: usize = 4;
 
 /// Write buffers of one table before its writers wait: one that fills, three that are flushed.

@@ -129,6 +129,7 @@ impl RowCache {
     /// Closes the gate of a replica whose data lies in this extent; one write at a time.
     pub(crate) fn begin_write<'a>(&'a self, gate: &'a Gate, extent: ExtentId) -> Writing<'a> {
         let mut writes = gate.0.write();
+        assert!(writes.turns.is_multiple_of(2), "a replica has one writer at a time");
         writes.turns += 1;
         let forgets = *writes.remembers.get_mut();
         Writing { cache: self, gate, extent, forgets }

@@ -34,8 +34,7 @@ use super::quorum::has_majority;
 use crate::transport;
 use crate::types::Membership;
 
-/// One round in so many asks all voters: rarely enough to cost nothing, often enough to leave a slow one within a second of
-/// reads.
+/// One round in so many asks all voters: rarely enough to cost nothing; a slow one is left after as many at the latest.
 const ALL_ASKED_EVERY: u32 = 256;
 
 /// Who confirmed the last round, and how many rounds began since all voters were asked.
@@ -238,6 +237,7 @@ mod tests {
     fn a_round_ends_when_no_majority_is_left() {
         let membership = membership(&[&[1, 2, 3, 4, 5]]);
         let mut canvass = Canvass::new(&membership, 1, &BTreeSet::new());
+        assert_eq!(canvass.next_asked(), [2, 3]);
         for (lost, hopeless) in [(2, false), (3, false), (4, true)] {
             canvass.is_lost(lost);
             canvass.next_asked();
