@@ -146,11 +146,11 @@ impl Scope {
                     course.turn = course.turn.wrapping_add(1);
                     let pause = least + window.mul_f64(rand::random());
                     if !pause.is_zero() {
-                        Box::pin(sleep_until((Instant::now() + pause).min(operation.deadline.at))).await;
+                        sleep_until((Instant::now() + pause).min(operation.deadline.at)).await;
                     }
                     if step == Step::Refresh {
                         // Old routes do until better ones can be had.
-                        let _ = Box::pin(self.routes.refresh(self.attempt_deadline(operation.deadline))).await;
+                        let _ = self.routes.refresh(self.attempt_deadline(operation.deadline)).await;
                     }
                     if operation.deadline.remaining().is_zero() {
                         return Err(course.out_of_time_after_last(operation.deadline));
@@ -213,7 +213,7 @@ impl Scope {
         if let Some(route) = locate(&routes, target)? {
             return Ok(route);
         }
-        let routes = Box::pin(self.routes.refresh(deadline)).await.map_err(Miss::from)?;
+        let routes = self.routes.refresh(deadline).await.map_err(Miss::from)?;
         locate(&routes, target)?.ok_or_else(|| {
             let why = format!("keyspace {:?} has no shard for the key yet", self.name);
             Miss::from(CallError::from(ServiceError::NotReady { why, retry_after: Duration::from_millis(20) }))

@@ -51,15 +51,15 @@ impl RouteCache {
     pub(crate) async fn get(&self, deadline: Instant) -> Result<Arc<Routes>, CallError> {
         match self.known() {
             Some(routes) => Ok(routes),
-            // Boxed: every request would carry the space of this rare way.
-            None => Box::pin(self.refresh(deadline)).await,
+            None => self.refresh(deadline).await,
         }
     }
 
     /// Fetches anew, or joins a fetch under way.
     pub(crate) async fn refresh(&self, deadline: Instant) -> Result<Arc<Routes>, CallError> {
         let fetch = self.join();
-        match timeout_at(deadline, fetch).await {
+        // Boxed: every request would carry the space of this rare way.
+        match Box::pin(timeout_at(deadline, fetch)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectionError::TimedOut { address: Arc::from("any"), sent: false }.into()),
         }

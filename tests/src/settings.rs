@@ -59,6 +59,14 @@ impl Settings {
         self
     }
 
+    /// With elections that take more than five seconds: what is done sooner was done without one.
+    #[must_use]
+    pub fn rare_elections(self) -> Self {
+        let lines =
+            ["heartbeat_interval = \"200ms\"", "election_timeout_min = \"6s\"", "election_timeout_max = \"7s\""];
+        lines.into_iter().fold(self, Self::line)
+    }
+
     /// Lines of WARN and ERROR with this part are no surprise; `*` joins parts that must all be there.
     #[must_use]
     pub fn expect(mut self, part: impl Into<String>) -> Self {

@@ -27,9 +27,7 @@ async fn a_stopped_cluster_starts_again_from_disk_with_everything() -> Result<()
 async fn a_stopping_node_hands_its_leadership_over_first() -> Result<()> {
     // An election would take at least this long: a shorter wait proves that there was none.
     let without_election = Duration::from_secs(5);
-    let settings = ["heartbeat_interval = \"200ms\"", "election_timeout_min = \"6s\"", "election_timeout_max = \"7s\""];
-    let settings = settings.into_iter().fold(Settings::default(), Settings::line);
-    let mut cluster = Cluster::start(settings).await?;
+    let mut cluster = Cluster::start(Settings::default().rare_elections()).await?;
     let load = Load::default().start(&cluster.client().await?);
     load.progress(300).await?;
     for number in [1, 2, 3] {

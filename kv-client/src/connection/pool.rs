@@ -147,11 +147,7 @@ impl NodeConnection {
         request: pipeline_call::Request,
         deadline: Instant,
     ) -> Result<pipeline_reply::Response, CallError> {
-        let link = match self.0.acquire()? {
-            Acquired::Up(link) => link,
-            // Boxed: every call would carry the space of this rare way.
-            Acquired::Connecting(connecting) => Box::pin(self.connected(connecting, deadline)).await?,
-        };
+        let link = self.link(deadline).await?;
         link.call(request, deadline).await
     }
 
@@ -189,7 +185,8 @@ impl NodeConnection {
     async fn link(&self, deadline: Instant) -> Connected {
         match self.0.acquire()? {
             Acquired::Up(link) => Ok(link),
-            Acquired::Connecting(connecting) => self.connected(connecting, deadline).await,
+            // Boxed: every call would carry the space of this rare way.
+            Acquired::Connecting(connecting) => Box::pin(self.connected(connecting, deadline)).await,
         }
     }
 
