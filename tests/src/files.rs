@@ -45,8 +45,14 @@ pub fn largest_file(folder: &Path, suffix: &str) -> Result<PathBuf> {
 
 /// Cuts the file to the given share of its length.
 pub fn truncate(file: &Path, percent: u64) -> Result<()> {
+    keep_only(file, fs::metadata(file)?.len() * percent / 100)
+}
+
+/// Cuts the file to its first bytes.
+pub fn keep_only(file: &Path, bytes: u64) -> Result<()> {
     let length = fs::metadata(file)?.len();
-    fs::OpenOptions::new().write(true).open(file)?.set_len(length * percent / 100)?;
+    ensure!(bytes < length, "{} has only {length} bytes", file.display());
+    fs::OpenOptions::new().write(true).open(file)?.set_len(bytes)?;
     Ok(())
 }
 

@@ -116,6 +116,11 @@ impl DataEngine {
         Ok(engine)
     }
 
+    /// The folder.
+    pub(crate) fn dir(&self) -> &Path {
+        self.0.store.dir()
+    }
+
     /// The replicas held here, by shard.
     #[must_use]
     pub fn replicas(&self) -> Vec<ReplicaRecord> {

@@ -56,8 +56,10 @@ impl Store {
         if fresh {
             refuse_remains(dir)?;
         }
+        // RocksDB may have begun another one by the time it finds that tables are missing.
+        let manifest = std::fs::read_to_string(dir.join("CURRENT")).unwrap_or_default();
         let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
-            .map_err(|error| opening(dir, &error).in_manifest())?;
+            .map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
         let rows = RowCache::new(options::row_cache_bytes(options));
         let store = Self { db, dir: dir.to_owned(), failure: Failure::default(), rows };
         store.check_format()?;
@@ -212,10 +214,10 @@ fn refuse_remains(dir: &Path) -> Result<(), OpenError> {
 
 impl OpenError {
     /// RocksDB does not name the manifest when its contents are damaged.
-    fn in_manifest(self) -> Self {
+    fn in_manifest(self, manifest: &str) -> Self {
         match self {
             Self::Damaged { dir, what } if !what.contains(".sst") && !what.contains("MANIFEST") => {
-                let what = format!("{what} (in the MANIFEST file that CURRENT names)");
+                let what = format!("{what} (in the manifest, {manifest:?})");
                 Self::Damaged { dir, what }
             }
             other @ (Self::Damaged { .. } | Self::Locked { .. } | Self::Format { .. } | Self::Io { .. }) => other,

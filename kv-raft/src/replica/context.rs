@@ -149,7 +149,8 @@ impl RaftContext {
             }
             // The data of a replica is there before its log, and its destruction is noted before the log goes.
             if data.tombstone(shard)?.is_none_or(|destroyed| destroyed < replica) {
-                return Err(StartError::DataLost { shard, replica, folder: log.dir().to_owned() });
+                let (folder, data) = (log.dir().to_owned(), data.dir().to_owned());
+                return Err(StartError::DataLost { shard, replica, folder, data });
             }
             tracing::info!(%shard, %replica, "deleting the log a destroyed replica left behind");
             log.destroy(shard).await?;

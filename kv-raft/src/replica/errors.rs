@@ -137,8 +137,10 @@ pub enum StartError {
     /// The node holds a log of a replica whose data is not there although it was never destroyed: what it acknowledged may
     /// be in that log alone. Nothing was changed.
     #[error(
-        "folder {} holds a log of replica {replica} of shard {shard}, but not its data, which was never destroyed",
-        .folder.display()
+        "folder {} holds a log of replica {replica} of shard {shard}, but data folder {} not its data, which was never \
+         destroyed: the data was removed, or its MANIFEST file is cut",
+        .folder.display(),
+        .data.display()
     )]
     DataLost {
         /// The shard.
@@ -147,6 +149,8 @@ pub enum StartError {
         replica: ReplicaId,
         /// Of the logs.
         folder: PathBuf,
+        /// Of the data.
+        data: PathBuf,
     },
     /// The timing contradicts itself, or consensus refuses what the log and the data say together.
     #[error("consensus does not start: {0}")]
