@@ -73,6 +73,11 @@ impl Core {
         self.cluster.get()
     }
 
+    /// The same as requests name it.
+    pub(crate) fn cluster_name(&self) -> &str {
+        self.cluster.get().map_or("", |cluster| cluster)
+    }
+
     pub(crate) fn check_cluster(&self, theirs: &str) -> Result<(), ServiceError> {
         if theirs.is_empty() {
             return Ok(());
@@ -84,15 +89,15 @@ impl Core {
         // As that node would have answered: it is of one cluster, this client of another.
         Err(ServiceError::ClusterMismatch { ours: theirs.to_owned(), theirs: ours.to_string() })
     }
+}
 
-    /// Header of a request that waits until `deadline`.
-    pub(crate) fn header(&self, deadline: Instant) -> pb::RequestHeader {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        pb::RequestHeader {
-            cluster_id: self.cluster().map(ToString::to_string).unwrap_or_default(),
-            timeout_ms: u32::try_from(left).unwrap_or(u32::MAX).clamp(1, TIMEOUT_MS_MAX),
-            wrong_node: pb::WrongNode::Redirect.into(),
-            ..pb::RequestHeader::default()
-        }
+/// Header of a request to this cluster that waits until `deadline`.
+pub(crate) fn header(cluster_id: String, deadline: Instant) -> pb::RequestHeader {
+    let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+    pb::RequestHeader {
+        cluster_id,
+        timeout_ms: u32::try_from(left).unwrap_or(u32::MAX).clamp(1, TIMEOUT_MS_MAX),
+        wrong_node: pb::WrongNode::Redirect.into(),
+        ..pb::RequestHeader::default()
     }
 }

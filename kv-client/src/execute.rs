@@ -17,7 +17,8 @@ use kv_proto::keys;
 use kv_proto::pb::v1 as pb;
 use tokio::time::{Instant, sleep_until};
 
-use crate::connection::{CallError, pipeline_call, pipeline_reply};
+use crate::connection::{CallError, NodeConnection, pipeline_call, pipeline_reply};
+use crate::core::header;
 use crate::data::Consistency;
 use crate::error::Error;
 use crate::retry::{Attempt, Decision, Step, decide};
@@ -186,18 +187,16 @@ impl Scope {
     async fn attempt(&self, operation: &Operation<'_>, course: &mut Course) -> Result<Answer, Miss> {
         let deadline = self.attempt_deadline(operation.deadline);
         let route = self.find(operation.target, deadline).await?;
-        let replica = self.choose(&route, operation.kind, course).ok_or_else(|| Miss::no_replica(&route))?;
+        let (replica, node) = self.choose(&route, operation.kind, course).ok_or_else(|| Miss::no_replica(&route))?;
         let session =
             (operation.kind == Kind::Write).then(|| course.write.get_or_insert_with(|| route.lane().begin()).session());
-        let header = pb::RequestHeader {
-            keyspace: self.wire_name(),
-            shard_id: route.shard().0,
-            epoch: route.epoch().0,
-            session,
-            ..self.core.header(deadline)
+        let message = |cluster| {
+            let (shard_id, epoch) = (route.shard().0, route.epoch().0);
+            let place =
+                pb::RequestHeader { keyspace: self.wire_name(), shard_id, epoch, session, ..header(cluster, deadline) };
+            (operation.message)(place)
         };
-        let node = self.core.pool.get(&replica.address);
-        match node.call((operation.message)(header), deadline).await {
+        match node.call(self.core.cluster_name(), message, deadline).await {
             Ok(response) => Ok(Answer { response, route }),
             Err(error) => Err(Miss::Failed { error, node: Some(replica.node) }),
         }
@@ -221,8 +220,14 @@ impl Scope {
     }
 
     /// The leader if one is known and its circuit is closed; else the replicas in turn, live ones first.
-    fn choose<'a>(&self, route: &'a ShardRoute, kind: Kind, course: &Course) -> Option<&'a ReplicaRoute> {
-        let live = |replica: &&ReplicaRoute| self.core.pool.get(&replica.address).is_available();
+    fn choose<'a>(
+        &self,
+        route: &'a ShardRoute,
+        kind: Kind,
+        course: &Course,
+    ) -> Option<(&'a ReplicaRoute, NodeConnection)> {
+        let connection = |replica: &'a ReplicaRoute| (replica, self.core.pool.get(&replica.address));
+        let live = |replica| Some(connection(replica)).filter(|(_, node)| node.is_available());
         let others = || {
             let replicas = route.replicas();
             let turn = replicas.iter().cycle().skip(course.turn % replicas.len().max(1)).take(replicas.len());
@@ -231,12 +236,10 @@ impl Scope {
         let leader = route.replicas().iter().find(|replica| Some(replica.node) == route.leader());
         let leader = leader.filter(|replica| kind != Kind::ReadAnywhere && Some(replica.node) != course.avoid);
         leader
-            .filter(live)
-            .or_else(|| others().filter(|replica| replica.voter).find(live))
-            .or_else(|| others().find(live))
-            .or(leader)
-            .or_else(|| others().next())
-            .or_else(|| route.replicas().first())
+            .and_then(live)
+            .or_else(|| others().filter(|replica| replica.voter).find_map(live))
+            .or_else(|| others().find_map(live))
+            .or_else(|| leader.or_else(|| others().next()).or_else(|| route.replicas().first()).map(connection))
     }
 
     /// Corrects the routes by what the failure says.

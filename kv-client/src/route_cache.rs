@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{CallError, ConnectionError};
-use crate::core::Core;
+use crate::core::{Core, header};
 use crate::routes::{Merged, Routes};
 
 /// Most time one node gets to list routes before the next is asked.
@@ -126,7 +126,8 @@ async fn fetch_from(
     let node = core.pool.get(address);
     let channel = node.channel(deadline).await?;
     let mut client = KvServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let header = pb::RequestHeader { keyspace: keyspace.to_owned(), ..core.header(deadline) };
+    let header =
+        pb::RequestHeader { keyspace: keyspace.to_owned(), ..header(core.cluster_name().to_owned(), deadline) };
     let request = pb::ListRoutesRequest { header: Some(header) };
     let answer = match timeout_at(deadline, client.list_routes(request)).await {
         Ok(Ok(answer)) => answer.into_inner(),

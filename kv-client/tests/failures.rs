@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use fake::{Act, Fake, Silent};
 use futures::future::join_all;
-use kv_client::connection::{CallError, ConnectionError, ConnectionOptions, NodePool, pipeline_call};
+use kv_client::connection::{
+    CallError, ConnectionError, ConnectionOptions, NodeConnection, NodePool, pipeline_call, pipeline_reply,
+};
 use kv_client::{CasResult, Client, Consistency, Error, Outcome, ServiceError};
+use kv_proto::ids::ShardId;
 use kv_proto::pb::v1 as pb;
 use std::future::IntoFuture as _;
 use tokio::time::Instant;
@@ -16,13 +19,20 @@ use tokio::time::Instant;
 /// Time given to a call that is never answered: enough for it to be sent, also on a busy machine.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
+/// What nothing here takes unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-fn get(key: &str) -> pipeline_call::Request {
+async fn call(node: &NodeConnection, key: &str, deadline: Instant) -> Result<pipeline_reply::Response, CallError> {
+    node.call(fake::CLUSTER, |cluster| get(cluster, key), deadline).await
+}
+
+fn get(cluster_id: String, key: &str) -> pipeline_call::Request {
     let header = pb::RequestHeader {
-        cluster_id: fake::CLUSTER.to_owned(),
+        cluster_id,
         shard_id: 10,
         epoch: 1,
         timeout_ms: 1000,
@@ -161,18 +171,18 @@ async fn a_silent_node_costs_one_timeout_and_then_is_refused_at_once() {
     let pool = NodePool::new(options(Duration::from_millis(100)));
     let node = pool.get(&silent.address);
     // All who wait at the same time share the one attempt.
-    for result in join_all((0..20).map(|_| node.call(get("a"), soon()))).await {
+    for result in join_all((0..20).map(|_| call(&node, "a", soon()))).await {
         assert!(matches!(result, Err(CallError::Connection(ConnectionError::Unreachable { .. }))), "{result:?}");
     }
     assert_eq!(silent.connections.load(Ordering::SeqCst), 1);
     assert!(!node.is_available());
     for _ in 0..100 {
-        let error = node.call(get("a"), soon()).await.unwrap_err();
+        let error = call(&node, "a", soon()).await.unwrap_err();
         assert!(matches!(error, CallError::Connection(ConnectionError::CircuitOpen { .. })), "{error}");
         assert_eq!(error.outcome(), Outcome::NotApplied);
     }
     pool.close().await;
-    assert!(matches!(node.call(get("a"), soon()).await, Err(CallError::Connection(ConnectionError::Closed))));
+    assert!(matches!(call(&node, "a", soon()).await, Err(CallError::Connection(ConnectionError::Closed))));
 }
 
 #[tokio::test]
@@ -212,15 +222,15 @@ async fn a_request_that_is_dropped_leaves_no_pending_call() {
     let node = pool.get(&cluster.address(1));
     cluster.script(1, [Act::Hold, Act::Hold]);
     for seen in 1..=2 {
-        let mut call = Box::pin(node.call(get("a"), soon()));
+        let mut asked = Box::pin(call(&node, "a", soon()));
         tokio::select! {
-            result = &mut call => panic!("the node holds the call, but answered {result:?}"),
+            result = &mut asked => panic!("the node holds the call, but answered {result:?}"),
             () = cluster.until(|inner| inner.sent.len() == seen) => assert_eq!(node.pending(), 1),
         }
-        drop(call);
+        drop(asked);
         assert_eq!(node.pending(), 0);
     }
-    assert!(node.call(get("a"), soon()).await.is_ok(), "the stream goes on");
+    assert!(call(&node, "a", soon()).await.is_ok(), "the stream goes on");
 }
 
 #[tokio::test]
@@ -228,12 +238,53 @@ async fn each_call_has_its_own_deadline() {
     let cluster = Fake::hashed(1, 1);
     let pool = NodePool::new(ConnectionOptions::default());
     let node = pool.get(&cluster.address(1));
-    node.call(get("a"), soon()).await.unwrap();
+    call(&node, "a", soon()).await.unwrap();
     cluster.script(1, [Act::Hold]);
-    let error = node.call(get("a"), Instant::now() + UNANSWERED).await.unwrap_err();
+    let ended = tokio::time::timeout(PATIENCE, call(&node, "a", Instant::now() + UNANSWERED)).await;
+    let error = ended.expect("the deadline is kept").unwrap_err();
     assert!(matches!(error, CallError::Connection(ConnectionError::TimedOut { sent: true, .. })), "{error}");
     assert_eq!(node.pending(), 0);
-    assert!(node.call(get("b"), soon()).await.is_ok());
+    assert!(call(&node, "b", soon()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept_beside_calls_that_wait_longer() {
+    let cluster = Fake::hashed(1, 1);
+    let pool = NodePool::new(ConnectionOptions::default());
+    let node = pool.get(&cluster.address(1));
+    call(&node, "a", soon()).await.unwrap();
+    cluster.script(1, [Act::Hold, Act::Hold, Act::Hold]);
+    let ends = |begins, after| {
+        let (node, cluster) = (&node, &cluster);
+        async move {
+            // Each begins when the reader already waits for the deadlines of those before.
+            cluster.until(|inner| inner.sent.len() == 1 + begins).await;
+            let deadline = Instant::now() + after;
+            let ended = tokio::time::timeout(PATIENCE, call(node, "a", deadline)).await;
+            let error = ended.expect("the deadline is kept").unwrap_err();
+            assert!(matches!(error, CallError::Connection(ConnectionError::TimedOut { sent: true, .. })), "{error}");
+            assert!(Instant::now() >= deadline, "it was given up early");
+            deadline
+        }
+    };
+    let ended = tokio::join!(ends(0, 3 * UNANSWERED), ends(1, UNANSWERED), ends(2, 2 * UNANSWERED));
+    assert!(ended.1 < ended.2 && ended.2 < ended.0, "{ended:?}");
+    assert_eq!(node.pending(), 0);
+}
+
+#[tokio::test]
+async fn calls_name_the_cluster_until_one_is_answered_on_each_stream_anew() {
+    let cluster = Fake::hashed(1, 1);
+    let client = cluster.client().await;
+    let refused = ServiceError::NoLeader { shard: ShardId(0), retry_after: Duration::from_millis(1) };
+    cluster.script(1, [Act::Fail(refused)]);
+    client.get("a").timeout(Duration::from_secs(20)).await.unwrap();
+    client.get("a").await.unwrap();
+    cluster.script(1, [Act::DropBefore]);
+    client.get("a").timeout(Duration::from_secs(20)).await.unwrap();
+    client.get("a").await.unwrap();
+    let named: Vec<bool> = cluster.sent().iter().map(|sent| sent.named).collect();
+    assert_eq!(named, [true, true, false, false, true, false]);
 }
 
 #[tokio::test]
@@ -242,10 +293,10 @@ async fn a_broken_stream_fails_its_calls_as_sent_and_the_next_one_is_new() {
     let pool = NodePool::new(ConnectionOptions::default());
     let node = pool.get(&cluster.address(1));
     cluster.script(1, [Act::Hold, Act::DropBefore]);
-    let held = node.call(get("a"), soon());
+    let held = call(&node, "a", soon());
     let breaks = async {
         cluster.until(|inner| inner.sent.len() == 1).await;
-        node.call(get("b"), soon()).await
+        call(&node, "b", soon()).await
     };
     let (held, breaks) = tokio::join!(held, breaks);
     for error in [held.unwrap_err(), breaks.unwrap_err()] {
@@ -253,7 +304,7 @@ async fn a_broken_stream_fails_its_calls_as_sent_and_the_next_one_is_new() {
         assert_eq!(error.outcome(), Outcome::Unknown);
     }
     let again = async {
-        while node.call(get("c"), soon()).await.is_err() {
+        while call(&node, "c", soon()).await.is_err() {
             tokio::task::yield_now().await;
         }
     };

@@ -9,10 +9,11 @@ use kv_proto::pb::v1::RequestHeader;
 use kv_proto::pb::v1::pipeline_call::Request;
 use tokio::time::Instant;
 
-/// The request as the next node is to see it.
+/// The request as the next node, of this `cluster`, is to see it.
 #[must_use]
-pub fn onward(mut request: Request, deadline: Instant) -> Request {
+pub fn onward(mut request: Request, cluster: String, deadline: Instant) -> Request {
     let header = header_mut(&mut request).get_or_insert_default();
+    header.cluster_id = cluster;
     header.hops += 1;
     let left = deadline.saturating_duration_since(Instant::now()).as_millis();
     header.timeout_ms = u32::try_from(left).unwrap_or(u32::MAX).max(1);
@@ -44,9 +45,9 @@ mod tests {
         let session = Session { client_id: vec![1; 16].into(), sequence: 9, lowest_unfinished: 8 };
         let header = RequestHeader { timeout_ms: 60_000, session: Some(session.clone()), ..Default::default() };
         let put = Request::Put(PutRequest { header: Some(header), ..Default::default() });
-        let onward = onward(put, Instant::now() + Duration::from_secs(5));
+        let onward = onward(put, "ours".to_owned(), Instant::now() + Duration::from_secs(5));
         let Request::Put(PutRequest { header: Some(header), .. }) = onward else { panic!("it is a put") };
-        assert_eq!((header.hops, header.session), (1, Some(session)));
+        assert_eq!((header.hops, header.session, &*header.cluster_id), (1, Some(session), "ours"));
         assert!((4000..=5000).contains(&header.timeout_ms));
     }
 }

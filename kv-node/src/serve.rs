@@ -141,7 +141,8 @@ impl Server {
                     let writes = is_write(request);
                     let connection = self.shared.pool.get(&address);
                     // Boxed: every call would carry the space of this rare way.
-                    let forwarded = connection.call(forward::onward(request.clone(), deadline), deadline);
+                    let onward = |cluster| forward::onward(request.clone(), cluster, deadline);
+                    let forwarded = connection.call(self.shared.cluster_id(), onward, deadline);
                     let answer = Box::pin(forwarded).await;
                     self.metrics.forward.observe(began.elapsed().as_secs_f64());
                     let error = match answer {

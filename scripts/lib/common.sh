@@ -35,9 +35,10 @@ die() {
 }
 
 # The folder of the newest RocksDB of the normal build, of the locked version, for builds with other flags; nothing if there
-# is none. Which version a folder is of stands in what cargo notes of the crate that was compiled from it.
+# is none. Which version a folder is of stands in what cargo notes of the crate that was compiled from it. Its name tells when
+# it was compiled: a build that has taken over a library looks at it again only under another name.
 built_rocksdb() {
-    local version note folder newest=
+    local version note folder named newest=
     version="$(sed -n '/^name = "librocksdb-sys"$/{n;s/^version = "\(.*\)"$/\1/p}' "$ROOT/Cargo.lock")"
     for note in "$CARGO_TARGET_DIR"/release/deps/librocksdb_sys-*.d; do
         grep -qsF "/librocksdb-sys-$version/" "$note" || continue
@@ -45,7 +46,10 @@ built_rocksdb() {
         [[ -f "$folder/librocksdb.a" ]] || continue
         [[ -z "$newest" || "$folder/librocksdb.a" -nt "$newest/librocksdb.a" ]] && newest="$folder"
     done
-    printf '%s' "$newest"
+    [[ -n "$newest" ]] || return 0
+    named="$CARGO_TARGET_DIR/rocksdb-$(stat -c %Y "$newest/librocksdb.a")"
+    ln -sfn "$newest" "$named"
+    printf '%s' "$named"
 }
 
 # Has builds from here on link that RocksDB, or the one the caller names, instead of compiling it once more.

@@ -103,8 +103,7 @@ impl Shared {
         std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn record(&self, kind: Kind, answer: Result<Answer, String>, due: Instant) {
-        let now = Instant::now();
+    fn record(&self, kind: Kind, answer: Result<Answer, String>, due: Instant, now: Instant) {
         self.answered.fetch_add(1, Ordering::Relaxed);
         if due >= self.measured_from() {
             let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,11 +111,11 @@ impl Shared {
         }
     }
 
-    /// When the next operation is due; None at the end.
-    async fn due(&self) -> Option<Instant> {
+    /// When the next operation of a client that is free since `free` is due; None at the end.
+    async fn due(&self, free: Instant) -> Option<Instant> {
         match &self.pacer {
             Some(pacer) => pacer.next().await,
-            None => Some(Instant::now()).filter(|now| *now < self.end()),
+            None => Some(free).filter(|free| *free < self.end()),
         }
     }
 
@@ -154,10 +153,12 @@ impl Shared {
 pub(crate) async fn client(shared: Arc<Shared>, target: impl Target, client: usize) {
     let plan = &shared.plan;
     let mut random = SmallRng::seed_from_u64(plan.seed.wrapping_add(u64::try_from(client).unwrap_or(0)));
-    while let Some(due) = shared.due().await {
+    let mut free = Instant::now();
+    while let Some(due) = shared.due(free).await {
         let kind = plan.mix.draw(&mut random);
         let operation = shared.operation(kind, &mut random);
         let answer = target.operate(operation).await.map_err(|error| error.to_string());
-        shared.record(kind, answer, due);
+        free = Instant::now();
+        shared.record(kind, answer, due, free);
     }
 }

@@ -6,14 +6,16 @@
 //! Invariants:
 //! - a call is in `calls` from before it is queued until it is answered, failed or given up;
 //! - once the stream is closed, every call in it has been failed and no other one enters;
-//! - a call given up before it was pulled is never sent.
+//! - a call given up before it was pulled is never sent;
+//! - each call ends by its deadline: the reader fails those whose time is up, with one timer for all;
+//! - calls name the cluster they are meant for until one of them was served; a stream leads to one node to its end.
 //!
 //! Not here: when to connect (pool).
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -24,8 +26,8 @@ use kv_proto::pb::v1::{PipelineCall, PipelineReply, PipelineRequest, PipelineRes
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -55,12 +57,15 @@ pub(crate) struct Closed {
 
 struct Waiting {
     sent: bool,
+    deadline: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: HashMap<u64, Waiting>,
+    /// When the reader next looks whose time is up: by the first deadline of all that wait.
+    next_look: Option<Instant>,
     closed: Option<Closed>,
 }
 
@@ -68,19 +73,31 @@ struct State {
 pub(crate) struct Calls {
     address: Arc<str>,
     state: Mutex<State>,
+    /// The next look is due earlier than the reader believes.
+    look_earlier: Notify,
 }
 
 impl Calls {
     fn new(address: Arc<str>) -> Self {
-        Self { address, state: Mutex::default() }
+        Self { address, state: Mutex::default(), look_earlier: Notify::new() }
     }
 
-    fn enter(&self, id: u64, answer: oneshot::Sender<Answer>) -> Result<(), ConnectionError> {
-        let mut state = self.state.lock();
-        if let Some(closed) = &state.closed {
-            return Err(self.lost(closed, false));
+    fn enter(&self, id: u64, deadline: Instant, answer: oneshot::Sender<Answer>) -> Result<(), ConnectionError> {
+        let is_first = {
+            let mut state = self.state.lock();
+            if let Some(closed) = &state.closed {
+                return Err(self.lost(closed, false));
+            }
+            state.waiting.insert(id, Waiting { sent: false, deadline, answer });
+            let is_first = state.next_look.is_none_or(|at| deadline < at);
+            if is_first {
+                state.next_look = Some(deadline);
+            }
+            is_first
+        };
+        if is_first {
+            self.look_earlier.notify_one();
         }
-        state.waiting.insert(id, Waiting { sent: false, answer });
         Ok(())
     }
 
@@ -89,10 +106,13 @@ impl Calls {
         self.state.lock().waiting.remove(&id).map(|waiting| waiting.sent)
     }
 
-    /// Drops what was given up meanwhile and marks the rest as sent.
-    fn send(&self, calls: &mut Vec<PipelineCall>) {
+    /// Drops what was given up meanwhile or is late, and marks the rest as sent.
+    fn send(&self, calls: &mut Vec<PipelineCall>, now: Instant) {
         let mut state = self.state.lock();
-        calls.retain(|call| state.waiting.get_mut(&call.id).map(|waiting| waiting.sent = true).is_some());
+        calls.retain(|call| {
+            let waiting = state.waiting.get_mut(&call.id).filter(|waiting| waiting.deadline > now);
+            waiting.map(|waiting| waiting.sent = true).is_some()
+        });
     }
 
     fn complete(&self, replies: Vec<PipelineReply>) {
@@ -108,6 +128,34 @@ impl Calls {
         for (answer, response) in answers {
             // A caller that just gave up does not listen any more.
             let _ = answer.send(to_answer(response));
+        }
+    }
+
+    /// Fails the calls whose time is up at `now`; when the first of the others ends.
+    fn expire(&self, now: Instant) -> Option<Instant> {
+        let (expired, next_look) = {
+            let mut state = self.state.lock();
+            let expired: Vec<Waiting> =
+                state.waiting.extract_if(|_, waiting| waiting.deadline <= now).map(|(_, waiting)| waiting).collect();
+            state.next_look = state.waiting.values().map(|waiting| waiting.deadline).min();
+            (expired, state.next_look)
+        };
+        for Waiting { sent, answer, .. } in expired {
+            let _ = answer.send(Err(ConnectionError::TimedOut { address: self.address.clone(), sent }.into()));
+        }
+        next_look
+    }
+
+    /// Fails each call when its time is up.
+    async fn keep_deadlines(&self) {
+        loop {
+            match self.expire(Instant::now()) {
+                None => self.look_earlier.notified().await,
+                Some(at) => tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = self.look_earlier.notified() => {}
+                },
+            }
         }
     }
 
@@ -147,8 +195,15 @@ struct Queued {
     bytes: usize,
 }
 
-/// A call that has begun: what takes it out again, where its answer comes, and the call itself if the queue was full.
-type Begun<'a> = (GiveUp<'a>, oneshot::Receiver<Answer>, Option<Box<Queued>>);
+/// A call that has begun.
+struct Begun<'a> {
+    give_up: GiveUp<'a>,
+    answer: oneshot::Receiver<Answer>,
+    /// The call itself if the queue was full.
+    unsent: Option<Box<Queued>>,
+    /// Whether it names the cluster.
+    names: bool,
+}
 
 /// The request half: pulled by the transport whenever it can write.
 struct Gather {
@@ -192,7 +247,7 @@ impl Stream for Gather {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<PipelineRequest>> {
         loop {
             let Some(mut calls) = std::task::ready!(self.poll_gather(cx)) else { return Poll::Ready(None) };
-            self.calls.send(&mut calls);
+            self.calls.send(&mut calls, Instant::now());
             if !calls.is_empty() {
                 return Poll::Ready(Some(PipelineRequest { calls }));
             }
@@ -206,6 +261,8 @@ pub(crate) struct Link {
     queue: mpsc::Sender<Queued>,
     calls: Arc<Calls>,
     next_id: AtomicU64,
+    /// The node served a call that named the cluster.
+    is_confirmed: AtomicBool,
 }
 
 impl Link {
@@ -219,7 +276,8 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let replies = client.pipeline(gather).await?.into_inner();
         let reader = Reader { replies, calls: calls.clone() };
-        Ok((Self { channel, queue, calls, next_id: AtomicU64::new(1) }, reader))
+        let (next_id, is_confirmed) = (AtomicU64::new(1), AtomicBool::new(false));
+        Ok((Self { channel, queue, calls, next_id, is_confirmed }, reader))
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -235,41 +293,52 @@ impl Link {
         self.calls.state.lock().waiting.len()
     }
 
-    /// Sends one call and waits for its answer. Dropping the future gives the call up.
-    pub(crate) async fn call(&self, request: pipeline_call::Request, deadline: Instant) -> Answer {
-        let (given_up, receiver, unsent) = self.begin(request)?;
-        let answered = async {
-            if let Some(unsent) = unsent
-                && self.queue.send(*unsent).await.is_err()
-            {
-                self.end();
-            }
-            receiver.await
+    /// Sends one call and waits for its answer. Dropping the future gives the call up. The request is made of what it is
+    /// to name as its cluster: `cluster`, or nothing once the node has served a call that named it.
+    pub(crate) async fn call(
+        &self,
+        cluster: &str,
+        request: impl FnOnce(String) -> pipeline_call::Request,
+        deadline: Instant,
+    ) -> Answer {
+        let Begun { give_up, mut answer, unsent, names } = self.begin(cluster, request, deadline)?;
+        let ended = match unsent {
+            // Boxed: every call would carry the space of this rare way.
+            Some(unsent) => Box::pin(self.send(*unsent, &mut answer)).await,
+            None => None,
         };
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(self.lost_answer(&given_up).into()),
-            Err(_) => {
-                let sent = given_up.now().unwrap_or(true);
-                Err(ConnectionError::TimedOut { address: self.calls.address.clone(), sent }.into())
-            }
+        let ended = match ended {
+            Some(ended) => ended,
+            None => answer.await,
+        };
+        let Ok(answer) = ended else { return Err(self.lost_answer(&give_up).into()) };
+        give_up.answered();
+        if names && answer.is_ok() {
+            self.is_confirmed.store(true, Ordering::Relaxed);
         }
+        answer
     }
 
     /// Queues a call if there is room; else it is to be sent when there is. The request is not part of what waits for the
     /// answer, which every caller holds and moves.
-    fn begin(&self, request: pipeline_call::Request) -> Result<Begun<'_>, CallError> {
+    fn begin(
+        &self,
+        cluster: &str,
+        request: impl FnOnce(String) -> pipeline_call::Request,
+        deadline: Instant,
+    ) -> Result<Begun<'_>, CallError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let call = PipelineCall { id, request: Some(request) };
+        let named = if self.is_confirmed.load(Ordering::Relaxed) { "" } else { cluster };
+        let call = PipelineCall { id, request: Some(request(named.to_owned())) };
         let queued = Queued { bytes: call.encoded_len() + CALL_OVERHEAD_BYTES, call };
         if queued.bytes > MESSAGE_BYTES_MAX {
             // The transport would end the stream, and with it everyone's calls.
             let why = format!("holds {} bytes, at most {MESSAGE_BYTES_MAX} fit into a message", queued.bytes);
             return Err(ServiceError::invalid("request", why).into());
         }
-        let (sender, receiver) = oneshot::channel();
-        self.calls.enter(id, sender)?;
-        let given_up = GiveUp { calls: &self.calls, id };
+        let (sender, answer) = oneshot::channel();
+        self.calls.enter(id, deadline, sender)?;
+        let give_up = GiveUp { calls: &self.calls, id };
         let unsent = match self.queue.try_send(queued) {
             Ok(()) => None,
             Err(TrySendError::Full(queued)) => Some(Box::new(queued)),
@@ -278,7 +347,24 @@ impl Link {
                 None
             }
         };
-        Ok((given_up, receiver, unsent))
+        Ok(Begun { give_up, answer, unsent, names: !named.is_empty() })
+    }
+
+    /// Waits for room; how the call ended if it did before there was any.
+    async fn send(
+        &self,
+        unsent: Queued,
+        answer: &mut oneshot::Receiver<Answer>,
+    ) -> Option<Result<Answer, oneshot::error::RecvError>> {
+        tokio::select! {
+            ended = answer => Some(ended),
+            sent = self.queue.send(unsent) => {
+                if sent.is_err() {
+                    self.end();
+                }
+                None
+            }
+        }
     }
 
     /// The transport dropped the request half: the reader is about to close the stream.
@@ -303,6 +389,11 @@ impl GiveUp<'_> {
     fn now(&self) -> Option<bool> {
         self.calls.leave(self.id)
     }
+
+    /// It has left already.
+    fn answered(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for GiveUp<'_> {
@@ -318,11 +409,23 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Hands out replies until the stream ends, then fails what is left.
+    /// Hands out replies and fails calls whose time is up until the stream ends, then fails what is left.
     pub(crate) async fn run(mut self) {
+        let calls = Arc::clone(&self.calls);
+        tokio::select! {
+            () = self.read() => {}
+            () = calls.keep_deadlines() => {}
+        }
+    }
+
+    async fn read(&mut self) {
         loop {
             match self.replies.message().await {
-                Ok(Some(response)) => self.calls.complete(response.replies),
+                Ok(Some(response)) => {
+                    self.calls.complete(response.replies);
+                    // Deadlines are looked at also while one message follows another.
+                    tokio::task::consume_budget().await;
+                }
                 Ok(None) => return self.calls.close(false, "the node ended the stream".to_owned()),
                 Err(status) => return self.calls.close(true, describe(&status)),
             }
@@ -348,4 +451,83 @@ pub(crate) fn describe(status: &Status) -> String {
         source = error.source();
     }
     if text.is_empty() { status.code().description().to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use kv_proto::pb::v1::GetRequest;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    /// A stream whose transport takes nothing, with room for one call.
+    fn stuck() -> (Link, mpsc::Receiver<Queued>) {
+        let (queue, receiver) = mpsc::channel(1);
+        let link = Link {
+            channel: Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+            queue,
+            calls: Arc::new(Calls::new(Arc::from("nowhere"))),
+            next_id: AtomicU64::new(1),
+            is_confirmed: AtomicBool::new(false),
+        };
+        (link, receiver)
+    }
+
+    async fn call(link: &Link, deadline: Instant) -> ConnectionError {
+        match link.call("", |_| pipeline_call::Request::Get(GetRequest::default()), deadline).await {
+            Err(CallError::Connection(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_that_wait_for_room_end_by_their_deadlines_and_are_never_sent() {
+        let (link, mut queue) = stuck();
+        let begun = Instant::now();
+        let ends = |after| {
+            let link = &link;
+            async move {
+                let error = call(link, begun + after).await;
+                assert!(matches!(error, ConnectionError::TimedOut { sent: false, .. }), "{error}");
+                begun.elapsed()
+            }
+        };
+        let (queued, waiting) = (Duration::from_millis(200), Duration::from_millis(100));
+        let ended = async { tokio::join!(ends(queued), ends(waiting)) };
+        let ended = tokio::select! {
+            ended = ended => ended,
+            () = link.calls.keep_deadlines() => panic!("it goes on for ever"),
+        };
+        assert!(ended.0 >= queued && ended.1 >= waiting, "{ended:?}");
+        assert_eq!(link.pending(), 0);
+        assert!(queue.recv().now_or_never().flatten().is_some() && queue.recv().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn calls_that_wait_for_room_fail_with_the_stream() {
+        let (link, _queue) = stuck();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let close = async { link.calls.close(true, "broken".to_owned()) };
+        let (queued, waiting, ()) = tokio::join!(call(&link, deadline), call(&link, deadline), close);
+        for error in [queued, waiting] {
+            assert!(matches!(error, ConnectionError::Lost { sent: false, .. }), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_late_when_it_could_be_sent_is_not() {
+        let calls = Calls::new(Arc::from("nowhere"));
+        let now = Instant::now();
+        let (sender, mut answer) = oneshot::channel();
+        calls.enter(1, now, sender).unwrap();
+        let mut message = vec![PipelineCall { id: 1, request: None }];
+        calls.send(&mut message, now);
+        assert!(message.is_empty());
+        assert_eq!(calls.expire(now), None);
+        let error = answer.try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, CallError::Connection(ConnectionError::TimedOut { sent: false, .. })), "{error}");
+    }
 }

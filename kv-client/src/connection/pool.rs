@@ -137,18 +137,21 @@ impl NodeConnection {
         &self.0.address
     }
 
-    /// Sends one request on the node's stream and waits for its reply, at most until `deadline`. Dropping the future
-    /// gives the call up.
+    /// Sends one request on the node's stream and waits for its reply, at most until `deadline`, which is kept by the
+    /// runtime that first called the node. Dropping the future gives the call up. `request` is given the id of the cluster
+    /// it is to name: `cluster`, the same for all calls of a pool, until the node has served one on this stream, then
+    /// nothing.
     ///
     /// # Errors
     /// What the node answered, or why it did not.
     pub async fn call(
         &self,
-        request: pipeline_call::Request,
+        cluster: &str,
+        request: impl FnOnce(String) -> pipeline_call::Request,
         deadline: Instant,
     ) -> Result<pipeline_reply::Response, CallError> {
         let link = self.link(deadline).await?;
-        link.call(request, deadline).await
+        link.call(cluster, request, deadline).await
     }
 
     /// A channel for calls that are not pipelined (admin, routes); it shares the connection.

@@ -51,6 +51,8 @@ pub struct Sent {
     pub epoch: u64,
     pub session: Option<(Bytes, u64)>,
     pub lowest_unfinished: u64,
+    /// Whether it named the cluster.
+    pub named: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -170,7 +170,7 @@ impl ReadView {
         &self.store
     }
 
-    pub(super) fn extent(&self) -> ExtentId {
+    pub(crate) fn extent(&self) -> ExtentId {
         self.progress.extent.id()
     }
 

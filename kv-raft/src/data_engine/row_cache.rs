@@ -28,8 +28,11 @@ const ROW_BYTES_MAX: usize = 16 << 10;
 /// Rows of usual size, by which the cache is laid out; it may hold more or fewer.
 const ROW_BYTES_USUAL: u64 = ROW_OVERHEAD + 128;
 
-/// Independently locked parts, the same on every machine.
-const PARTS: usize = 16;
+/// Independently locked parts, the same on every machine; fewer only of a cache for a few hundred rows.
+const PARTS_MIN: usize = 16;
+
+/// More parts, so that none holds more than this: making room in one may look at all its rows under its lock.
+const PART_BYTES_MAX: usize = 2 << 20;
 
 /// Where a row lies: its extent and its encoded key.
 #[derive(Debug, Hash, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl RowCache {
         let options = OptionsBuilder::new()
             .weight_capacity(bytes as u64)
             .estimated_items_capacity(usual)
-            .shards(PARTS)
+            .shards(PARTS_MIN.max(bytes.div_ceil(PART_BYTES_MAX)))
             .build()
             .expect("all that is needed is set");
         Self(Cache::with_options(options, Weight, RandomState::new(), DefaultLifecycle::default()))

@@ -25,6 +25,11 @@ mod machine;
 
 use clap::Parser as _;
 
+/// As the nodes have: what the load generator costs is taken from both systems under it. The limits measured of RocksDB are
+/// those of RocksDB with it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> anyhow::Result<()> {
     let arguments = run::Arguments::parse();
     // One thread, as kvctl has: it leaves the other core to the nodes, and is cheaper than several.
