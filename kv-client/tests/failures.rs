@@ -254,7 +254,7 @@ async fn a_deadline_is_kept_beside_calls_that_wait_longer() {
     let node = pool.get(&cluster.address(1));
     call(&node, "a", soon()).await.unwrap();
     cluster.script(1, [Act::Hold, Act::Hold, Act::Hold]);
-    let ends = |begins, after| {
+    let ends = |begins: usize, after: Duration| {
         let (node, cluster) = (&node, &cluster);
         async move {
             // Each begins when the reader already waits for the deadlines of those before.
