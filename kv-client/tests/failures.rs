@@ -273,7 +273,7 @@ async fn a_deadline_is_kept_beside_calls_that_wait_longer() {
 }
 
 #[tokio::test]
-async fn calls_name_the_cluster_until_one_is_answered_on_each_stream_anew() {
+async fn calls_name_the_cluster_until_one_is_served_on_each_stream_anew() {
     let cluster = Fake::hashed(1, 1);
     let client = cluster.client().await;
     let refused = ServiceError::NoLeader { shard: ShardId(0), retry_after: Duration::from_millis(1) };

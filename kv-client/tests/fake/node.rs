@@ -69,12 +69,11 @@ fn failure(error: &ServiceError) -> Done {
     Done::Reply(Reply::Failure(error.to_failure()))
 }
 
-/// A stream of calls must name the cluster until one of them was `served`.
-fn answer(node: u64, state: &State, call: Call, served: bool) -> Done {
+fn answer(node: u64, state: &State, call: Call) -> Done {
     state.change(|inner| {
         let (kind, header) = parts(&call);
         let named = header.cluster_id == CLUSTER;
-        assert!(named || served && header.cluster_id.is_empty(), "{header:?}");
+        assert!(named || header.cluster_id.is_empty(), "{header:?}");
         assert!(header.timeout_ms > 0);
         assert_eq!(header.wrong_node, i32::from(pb::WrongNode::Redirect));
         inner.sent.push(Sent {
@@ -120,7 +119,6 @@ impl KvService for Node {
 
     async fn pipeline(&self, request: Request<Streaming<pb::PipelineRequest>>) -> Result<Response<Replies>, Status> {
         let (node, state) = (self.node, self.state.clone());
-        let mut served = false;
         let replies = request.into_inner().flat_map(move |message| {
             let message = message.unwrap();
             let reverse = state.change(|inner| {
@@ -129,11 +127,8 @@ impl KvService for Node {
             });
             let mut replies = vec![];
             for call in message.calls {
-                match answer(node, &state, call.request.unwrap(), served) {
-                    Done::Reply(reply) => {
-                        served |= !matches!(reply, Reply::Failure(_));
-                        replies.push(pb::PipelineReply { id: call.id, response: Some(reply) });
-                    }
+                match answer(node, &state, call.request.unwrap()) {
+                    Done::Reply(reply) => replies.push(pb::PipelineReply { id: call.id, response: Some(reply) }),
                     Done::Nothing => {}
                     Done::Break => return futures::stream::iter(vec![Err(Status::unavailable("stream dropped"))]),
                 }
