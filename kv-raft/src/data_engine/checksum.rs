@@ -50,9 +50,9 @@ pub(crate) struct CheckView {
 }
 
 impl CheckView {
-    pub(crate) fn take(engine: &DataEngine, holding: &Holding) -> Self {
-        let (pinned, progress, held) = engine.pin(holding);
-        Self { pinned, progress, _held: held }
+    pub(crate) fn take(engine: &DataEngine, holding: &Holding) -> Result<Self, DataError> {
+        let (pinned, progress, held) = engine.pin(holding)?;
+        Ok(Self { pinned, progress, _held: held })
     }
 
     /// The entry it shows.

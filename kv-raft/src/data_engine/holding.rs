@@ -1,6 +1,6 @@
 //! One replica as the engine holds it: where its data lies and how far it is.
 //!
-//! Invariants: a [`Progress`] is published after the batch that makes it true is written, except for its safepoint,
+//! Invariants: a [`Progress`] is published after what makes it true can be read, except for its safepoint,
 //! whose [`Holding::floor`] rises before; whoever changes a replica holds its writer lock.
 //!
 //! Not here: how entries change it (state machine, apply).
@@ -25,6 +25,7 @@ use super::row_cache::Gate;
 use super::rows::{self, AppliedRow, LogIdRow, MembershipRow, RecordRow, damaged};
 use super::session_clock::SessionClock;
 use super::store::Store;
+use super::unwritten::Unwritten;
 use crate::clock::millis;
 use crate::types::{LogId, StoredMembership};
 
@@ -85,6 +86,8 @@ pub(crate) struct Holding {
     quarantined: watch::Sender<Option<u64>>,
     /// Of rows read lately.
     pub(crate) gate: Gate,
+    /// Applied, and not in RocksDB.
+    pub(crate) unwritten: Unwritten,
     writer: Mutex<Writer>,
 }
 
@@ -106,6 +109,7 @@ impl Holding {
             durable: ArcSwap::new(Arc::clone(&progress)),
             progress: ArcSwap::new(progress),
             gate: Gate::default(),
+            unwritten: Unwritten::default(),
             writer: Mutex::new(Writer { destroyed: false }),
         }
     }
@@ -189,14 +193,14 @@ impl Holding {
         Timestamp(self.floor.load(Ordering::Acquire))
     }
 
-    /// Before the batch that moves the safepoint is written.
+    /// Before what moves the safepoint can be read.
     pub(crate) fn raise_floor(&self, safepoint: Timestamp) {
         self.floor.fetch_max(safepoint.0, Ordering::AcqRel);
     }
 
-    /// After the batch that makes it true is written.
-    pub(crate) fn publish(&self, progress: Progress) {
-        self.progress.store(Arc::new(progress));
+    /// After what makes it true can be read.
+    pub(crate) fn publish(&self, progress: Arc<Progress>) {
+        self.progress.store(progress);
     }
 
     /// After a flush that began when `progress` was published already.

@@ -43,15 +43,9 @@ pub(crate) const META_SUMMARY: u8 = b'I';
 
 pub(crate) fn latest(extent: ExtentId, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(EXTENT_BYTES + key.len());
-    write_latest(&mut out, extent, key);
-    out
-}
-
-/// As [`latest`], into a buffer that is used again.
-pub(crate) fn write_latest(out: &mut Vec<u8>, extent: ExtentId, key: &[u8]) {
-    out.clear();
     out.extend_from_slice(&extent.0.to_be_bytes());
     out.extend_from_slice(key);
+    out
 }
 
 /// In front of all history keys of encoded keys that sort at or after `key`, and behind those of all before it.

@@ -1,6 +1,6 @@
 //! The data of all replicas of a node in one RocksDB without a write-ahead log: the committed Raft log is the log.
 //!
-//! After a crash every table is as of the last flush, together with the applied log id of each replica, and consensus
+//! What is applied gathers in memory and is written to RocksDB many rows at once (unwritten). After a crash every table is as of the last flush, together with the applied log id of each replica, and consensus
 //! applies the rest of the log again. Each replica's data lies under an extent of its own; a snapshot is installed
 //! under a new one.
 //!
@@ -22,6 +22,7 @@ pub(crate) mod rows;
 mod scan;
 pub(crate) mod session_clock;
 mod store;
+mod unwritten;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,9 +50,9 @@ pub(crate) use self::holding::{Holding, Progress};
 pub use self::options::DataOptions;
 pub(crate) use self::options::{Table, snapshot_file};
 pub use self::read::ReadView;
-pub(crate) use self::row_cache::Writing;
 pub use self::scan::{ScanEntry, ScanPage, ScanSpec, Turn};
 pub(crate) use self::store::{Pinned, Store};
+pub(crate) use self::unwritten::Changed;
 use crate::types::{LogId, StoredMembership};
 
 /// Files on their way in or out lie here, and go at open.
@@ -83,6 +84,8 @@ struct Inner {
     roster: Mutex<()>,
     /// One flush at a time; those that wait find their work done.
     flushing: Mutex<()>,
+    /// Held by the one task that writes out what all replicas gathered.
+    writing_out: Arc<tokio::sync::Semaphore>,
 }
 
 impl DataEngine {
@@ -111,6 +114,7 @@ impl DataEngine {
             holdings: RwLock::new(holdings),
             roster: Mutex::new(()),
             flushing: Mutex::new(()),
+            writing_out: Arc::new(tokio::sync::Semaphore::new(1)),
         }));
         engine.publish_safepoints();
         Ok(engine)
@@ -167,6 +171,8 @@ impl DataEngine {
         let holding = self.holding(shard)?;
         let destroyed = self.tombstone(shard)?.map_or(holding.replica, |before| before.max(holding.replica));
         let mut writer = holding.writer();
+        // For those that still read it, and lest it is written after this.
+        holding.write_out(&self.0.store)?;
         let meta = self.0.store.table(Table::Meta);
         let mut batch = WriteBatch::default();
         batch.put_cf(meta, keys::meta_tombstone(shard), destroyed.0.to_be_bytes());
@@ -216,8 +222,9 @@ impl DataEngine {
 
     fn flush_in_turn(&self) -> Result<BTreeMap<ShardId, LogId>, DataError> {
         self.0.extents.collect(&self.0.store)?;
-        let holdings: Vec<Arc<Holding>> = self.0.holdings.read().values().cloned().collect();
+        let holdings = self.holdings();
         let reached: Vec<_> = holdings.iter().map(|holding| holding.progress()).collect();
+        holdings.iter().try_for_each(|holding| holding.write_out(&self.0.store))?;
         self.0.store.flush()?;
         let mut durable = BTreeMap::new();
         failpoint!("data.flushed");
@@ -229,6 +236,27 @@ impl DataEngine {
         }
         self.publish_safepoints();
         Ok(durable)
+    }
+
+    /// Whenever something was applied: writes out what all replicas gathered, in the background, if that is due and not
+    /// under way. Its failure is the engine's.
+    pub(crate) fn write_out_if_due(&self) {
+        if !self.0.store.unwritten().is_due() {
+            return;
+        }
+        let Ok(turn) = Arc::clone(&self.0.writing_out).try_acquire_owned() else { return };
+        let engine = self.clone();
+        drop(crate::blocking::spawn_blocking(move || {
+            let written = engine.holdings().iter().try_for_each(|holding| holding.write_out(&engine.0.store));
+            if let Err(error) = written {
+                tracing::error!(%error, "what is applied cannot be written");
+            }
+            drop(turn);
+        }));
+    }
+
+    fn holdings(&self) -> Vec<Arc<Holding>> {
+        self.0.holdings.read().values().cloned().collect()
     }
 
     fn publish_safepoints(&self) {
@@ -246,17 +274,18 @@ impl DataEngine {
     /// entries have the same. Blocking; reads everything.
     pub fn checksum(&self, shard: ShardId) -> Result<(Option<LogId>, u64), DataError> {
         let holding = self.holding(shard)?;
-        let view = CheckView::take(self, &holding);
+        let view = CheckView::take(self, &holding)?;
         let digest = view.digest(&mut |_| true)?;
         Ok((view.progress.applied, digest.ok_or(DataError::NotHeld(shard))?))
     }
 
     /// A view of the whole database with the progress it shows, and what keeps old versions in it.
-    pub(crate) fn pin(&self, holding: &Holding) -> (Pinned, Arc<Progress>, Held) {
+    pub(crate) fn pin(&self, holding: &Holding) -> Result<(Pinned, Arc<Progress>, Held), DataError> {
         let _writer = holding.writer();
+        holding.write_out(&self.0.store)?;
         let progress = holding.progress();
         let held = self.0.safepoints.hold(progress.extent.id(), progress.safepoint);
-        (Pinned::take(&self.0.store), progress, held)
+        Ok((Pinned::take(&self.0.store), progress, held))
     }
 
     /// Bytes on disk of the replica's data, roughly; 0 if it is not held here.

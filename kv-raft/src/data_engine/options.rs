@@ -41,6 +41,9 @@ impl Default for DataOptions {
 /// along, and no filter.
 const ROW_CACHE_PART: usize = 4;
 
+/// The part of the memory for what is written that is for rows on their way to RocksDB: half of it gathers while the other half is written.
+const UNWRITTEN_PART: usize = 4;
+
 /// Write buffers of one table before its writers wait: one that fills, three that are flushed.
 const WRITE_BUFFERS: u16 = 4;
 
@@ -204,6 +207,12 @@ pub(super) fn row_cache_bytes(options: &DataOptions) -> usize {
     options.cache_bytes / ROW_CACHE_PART
 }
 
+/// Memory for what is applied and not written to RocksDB, in bytes.
+pub(super) fn unwritten_bytes(options: &DataOptions) -> usize {
+    options.write_buffer_bytes / UNWRITTEN_PART
+}
+
 fn write_buffers(options: &DataOptions) -> usize {
-    options.write_buffer_bytes.max(WRITE_BUFFER_BYTES_MIN * usize::from(WRITE_BUFFERS))
+    let left = options.write_buffer_bytes - unwritten_bytes(options);
+    left.max(WRITE_BUFFER_BYTES_MIN * usize::from(WRITE_BUFFERS))
 }

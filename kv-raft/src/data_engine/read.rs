@@ -1,7 +1,7 @@
 //! Reading keys of what is applied: the latest state, or the state at a timestamp.
 //!
 //! The version of a key at T is the latest one if that was committed by T, else the one in history whose end is the
-//! first after T, if it began by T. A point read of the latest state finds its row remembered, or is one Get
+//! first after T, if it began by T. A point read of the latest state finds its row unwritten or remembered, or is one Get
 //! behind a filter; one at a timestamp is at most one Seek more.
 //!
 //! Invariants: each call reads one consistent state; a read at a timestamp fails if what it needs may have been
@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_proto::ids::ExtentId;
 use kv_proto::key_range::KeyRange;
 use kv_proto::timestamp::Timestamp;
@@ -20,7 +21,7 @@ use super::error::DataError;
 use super::holding::{Holding, Progress};
 use super::keys;
 use super::options::Table;
-use super::rows::{read_version, to_versioned};
+use super::rows::{read_version, to_shared, to_versioned};
 use super::store::Store;
 use crate::command::Versioned;
 use crate::types::LogId;
@@ -76,21 +77,24 @@ impl ReadView {
         self.latest_row(key, &options)
     }
 
-    /// The row that is remembered, or what RocksDB finds; None if the options keep it from asking the disk.
+    /// The row that is not written yet, or the one that is remembered, or what RocksDB finds; None if the options keep it from asking the disk.
     fn latest_row(&self, key: &[u8], options: &ReadOptions) -> Result<Option<Option<Versioned>>, DataError> {
         self.within(key)?;
-        let extent = self.extent();
-        if let Some(row) = self.store.rows().get(extent, key) {
+        let key = self.latest_key(key);
+        let unwritten = self.holding.unwritten.read().get(&key);
+        if let Some(row) = unwritten {
+            return row.map(to_shared).transpose().map(Some);
+        }
+        if let Some(row) = self.store.rows().get(&key) {
             return Ok(Some(Some(row)));
         }
         let ticket = self.holding.gate.ticket();
-        let row =
-            match self.store.db().get_pinned_cf_opt(self.store.table(Table::Latest), self.latest_key(key), options) {
-                Err(error) if error.kind() == ErrorKind::Incomplete => return Ok(None),
-                row => self.store.checked(row)?.map(|row| to_versioned(&row)).transpose()?,
-            };
+        let row = match self.store.db().get_pinned_cf_opt(self.store.table(Table::Latest), &key, options) {
+            Err(error) if error.kind() == ErrorKind::Incomplete => return Ok(None),
+            row => self.store.checked(row)?.map(|row| to_versioned(&row)).transpose()?,
+        };
         if let Some(row) = &row {
-            self.store.rows().remember(&self.holding.gate, ticket, extent, key, row);
+            self.store.rows().remember(&self.holding.gate, ticket, &key, row);
         }
         Ok(Some(row))
     }
@@ -99,7 +103,7 @@ impl ReadView {
     pub fn get_at(&self, key: &[u8], at: Timestamp) -> Result<Option<Versioned>, DataError> {
         self.within(key)?;
         self.readable(at)?;
-        let snapshot = self.store.db().snapshot();
+        let snapshot = self.snapshot()?;
         let found = self.version_at(&snapshot, key, at)?;
         self.readable(at)?;
         Ok(found)
@@ -115,14 +119,19 @@ impl ReadView {
     ) -> Result<Vec<Option<Versioned>>, DataError> {
         keys.iter().try_for_each(|key| self.within(key))?;
         at.map_or(Ok(()), |at| self.readable(at))?;
-        let snapshot = self.store.db().snapshot();
-        let read = |key: &&[u8]| match at {
-            Some(at) => self.version_at(&snapshot, key, at),
-            None => self.latest(&snapshot, key)?.map(|row| to_versioned(&row)).transpose(),
+        let (snapshot, unwritten) = match at {
+            Some(_) => (self.snapshot()?, Vec::new()),
+            None => self.latest_state(keys),
+        };
+        let read = |key: &[u8], unwritten: Option<Option<Bytes>>| match (at, unwritten) {
+            (Some(at), _) => self.version_at(&snapshot, key, at),
+            (None, Some(row)) => row.map(to_shared).transpose(),
+            (None, None) => self.latest(&snapshot, key)?.map(|row| to_versioned(&row)).transpose(),
         };
         let (mut found, mut bytes) = (Vec::with_capacity(keys.len()), 0);
+        let mut unwritten = unwritten.into_iter();
         for key in keys {
-            let version = read(key)?;
+            let version = read(key, unwritten.next().flatten())?;
             bytes += version.as_ref().map_or(0, |version| version.value.len());
             if bytes > bytes_max {
                 break;
@@ -131,6 +140,19 @@ impl ReadView {
         }
         at.map_or(Ok(()), |at| self.readable(at))?;
         Ok(found)
+    }
+
+    /// RocksDB with all that was applied before.
+    pub(super) fn snapshot(&self) -> Result<Snapshot<'_>, DataError> {
+        self.holding.write_out(&self.store)?;
+        Ok(self.store.db().snapshot())
+    }
+
+    /// RocksDB, and what of these keys it may not hold yet, of one moment.
+    fn latest_state(&self, keys: &[&[u8]]) -> (Snapshot<'_>, Vec<Option<Option<Bytes>>>) {
+        let unwritten = self.holding.unwritten.read();
+        let rows = keys.iter().map(|key| unwritten.get(&self.latest_key(key))).collect();
+        (self.store.db().snapshot(), rows)
     }
 
     fn version_at(&self, snapshot: &Snapshot<'_>, key: &[u8], at: Timestamp) -> Result<Option<Versioned>, DataError> {

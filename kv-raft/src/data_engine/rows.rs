@@ -27,12 +27,13 @@ use crate::types::{LeaderId, LogId, Member, Membership, StoredMembership};
 const FLAGS: u8 = 0;
 const VERSION_BYTES: usize = 9;
 
-/// Writes a version's header and value into a buffer that is used again.
-pub(crate) fn write_version(out: &mut Vec<u8>, commit: Timestamp, value: &[u8]) {
-    out.clear();
+/// A version's header and value.
+pub(crate) fn version(commit: Timestamp, value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(VERSION_BYTES + value.len());
     out.extend_from_slice(&commit.0.to_be_bytes());
     out.push(FLAGS);
     out.extend_from_slice(value);
+    out
 }
 
 /// The commit timestamp and the value.
@@ -48,6 +49,12 @@ pub(crate) fn read_version(bytes: &[u8]) -> Result<(Timestamp, &[u8]), DataError
 pub(crate) fn to_versioned(bytes: &[u8]) -> Result<Versioned, DataError> {
     let (commit, value) = read_version(bytes)?;
     Ok(Versioned { commit, value: Bytes::copy_from_slice(value) })
+}
+
+/// As [`to_versioned`], without a copy of the value.
+pub(crate) fn to_shared(row: Bytes) -> Result<Versioned, DataError> {
+    let (commit, _) = read_version(&row)?;
+    Ok(Versioned { commit, value: row.slice(VERSION_BYTES..) })
 }
 
 /// Appends a key to the keys of one commit.

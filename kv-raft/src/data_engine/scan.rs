@@ -80,7 +80,7 @@ impl ReadView {
     /// One page of the keys that `turn` takes. It is asked for keys in scan order, some of which the state may not hold.
     pub fn scan_some(&self, spec: &ScanSpec, turn: &mut dyn FnMut(&Bytes) -> Turn) -> Result<ScanPage, DataError> {
         let Some(range) = spec.range.intersection(self.range()) else { return Ok(ScanPage::default()) };
-        let snapshot = self.store().db().snapshot();
+        let snapshot = self.snapshot()?;
         let mut page = Page { spec, turn, bytes: 0, page: ScanPage::default() };
         match spec.at {
             None => self.scan_latest(&snapshot, &range, &mut page)?,

@@ -19,6 +19,7 @@ use super::error::{DataError, OpenError};
 use super::keys;
 use super::options::{self, DataOptions, Table};
 use super::row_cache::RowCache;
+use super::unwritten::UnwrittenBytes;
 use crate::failpoint;
 use crate::failure::Failure;
 
@@ -31,6 +32,7 @@ pub(crate) struct Store {
     dir: PathBuf,
     failure: Failure,
     rows: RowCache,
+    unwritten: UnwrittenBytes,
 }
 
 self_cell::self_cell! {
@@ -61,7 +63,8 @@ impl Store {
         let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
             .map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
         let rows = RowCache::new(options::row_cache_bytes(options));
-        let store = Self { db, dir: dir.to_owned(), failure: Failure::default(), rows };
+        let unwritten = UnwrittenBytes::new(options::unwritten_bytes(options));
+        let store = Self { db, dir: dir.to_owned(), failure: Failure::default(), rows, unwritten };
         store.check_format()?;
         store.verify(options.verify_bytes).map_err(|error| opening(dir, &error))?;
         #[cfg(not(kv_sim))]
@@ -133,6 +136,11 @@ impl Store {
         &self.rows
     }
 
+    /// What is applied and not written yet.
+    pub(crate) fn unwritten(&self) -> &UnwrittenBytes {
+        &self.unwritten
+    }
+
     pub(crate) fn table(&self, table: Table) -> &ColumnFamily {
         self.db.cf_handle(table.name()).expect("opened with all tables")
     }
@@ -148,11 +156,14 @@ impl Store {
         DataError::Failed(why)
     }
 
+    /// Refuses after a failure.
+    pub(crate) fn is_whole(&self) -> Result<(), DataError> {
+        self.failure.reason().map_or(Ok(()), |why| Err(DataError::Failed(why)))
+    }
+
     /// Applies a batch at once; durable after the next flush.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), DataError> {
-        if let Some(why) = self.failure.reason() {
-            return Err(DataError::Failed(why));
-        }
+        self.is_whole()?;
         failpoint!("data.write", self.fail("a failpoint".to_owned()));
         let mut options = WriteOptions::default();
         options.disable_wal(true);
@@ -162,9 +173,7 @@ impl Store {
     /// Makes all that is written durable, all tables together. After a failure nothing is: a disk that failed once may
     /// say that it wrote what it lost. Blocking.
     pub(crate) fn flush(&self) -> Result<(), DataError> {
-        if let Some(why) = self.failure.reason() {
-            return Err(DataError::Failed(why));
-        }
+        self.is_whole()?;
         failpoint!("data.flush", self.fail("a failpoint".to_owned()));
         let mut options = FlushOptions::default();
         options.set_wait(true);
@@ -186,12 +195,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// Whether a write might wait for flushes or compactions now.
-    pub(crate) fn is_slowed(&self) -> bool {
-        let value = |name| self.db.property_int_value(name).ok().flatten().unwrap_or(0);
-        value(rocksdb::properties::IS_WRITE_STOPPED) + value(rocksdb::properties::ACTUAL_DELAYED_WRITE_RATE) > 0
     }
 
     pub(crate) async fn failed(&self) -> String {

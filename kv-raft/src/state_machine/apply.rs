@@ -1,23 +1,24 @@
-//! Applies a chunk of committed entries: decide, then one batch.
+//! Applies a chunk of committed entries: decide, then all changes at once.
 //!
-//! Invariants: data, sessions, membership and the applied log id of a chunk are one write; a command's commit timestamp
+//! Invariants: data, sessions, membership and the applied log id of a chunk change together; a command's commit timestamp
 //! is the later of its leader's stamp and the timestamp after the last commit, so log order is commit order; where
 //! chunks are cut changes nothing.
 //!
-//! Not here: waiting for the log (state machine); what a command does (decide).
+//! Not here: waiting for the log (state machine); what a command does (decide); when RocksDB gets it (data engine,
+//! unwritten).
 
 use std::sync::Arc;
 
-use kv_proto::ids::ShardId;
+use kv_proto::ids::{ExtentId, ShardId};
 use kv_proto::timestamp::Timestamp;
 use openraft::EntryPayload;
-use rocksdb::{ColumnFamily, ReadOptions, WriteBatch};
+use rocksdb::ReadOptions;
 
-use super::decide::{Decision, Edit, decide};
+use super::decide::{Decision, Edit, View as _, decide};
 use super::overlay::Overlay;
 use super::session::Sessions;
 use crate::command::{Command, Operation, Order, Replies};
-use crate::data_engine::{DataEngine, DataError, Holding, Progress, Table, Writing, keys, rows};
+use crate::data_engine::{Changed, DataEngine, DataError, Holding, Progress, Table, keys, rows};
 use crate::types::{Entry, LogId, StoredMembership};
 
 /// A replica's state as far as applying changes it.
@@ -117,25 +118,25 @@ impl Core {
         Ok(())
     }
 
-    /// Applies a chunk with one write and returns the replies of each entry. May block on the disk.
+    /// Applies a chunk as a whole and returns the replies of each entry. May block on the disk.
     pub(crate) fn apply(&mut self, chunk: &Chunk<'_>) -> Result<Vec<Replies>, DataError> {
         let holding = Arc::clone(&self.holding);
+        let store = Arc::clone(self.engine.store());
+        store.is_whole()?;
+        if store.unwritten().is_full() {
+            holding.write_out(&store)?;
+        }
         let writer = holding.writer();
         if writer.destroyed {
             return Err(DataError::NotHeld(holding.shard));
         }
-        let store = Arc::clone(self.engine.store());
         let mut progress = Progress::clone(&holding.progress());
-        let mut batch = WriteBatch::default();
         let extent = progress.extent.id();
         let reads = chunk.reads || holding.keeps_history();
-        let mut overlay = Overlay::new(&store, extent, &mut self.sessions, holding.keeps_history(), reads);
-        // Until all of it can be read: what is read meanwhile is not remembered.
-        let writing = store.rows().begin_write(&holding.gate, extent);
-        let mut writes = Writes::new(&store, &writing, extent, &mut batch);
+        let mut overlay = Overlay::new(&store, &holding, extent, &mut self.sessions, reads);
+        let mut changed = Changed::default();
+        changed.latest.reserve(chunk.commands);
         let mut replies = Vec::with_capacity(chunk.entries.len());
-        let mut membership_changed = false;
-        let mut quarantined = None;
         for (log_id, content) in &chunk.entries {
             assert!(Some(*log_id) > progress.applied, "entries are applied in log order");
             progress.applied = Some(*log_id);
@@ -144,11 +145,11 @@ impl Core {
                 Content::Nothing => {}
                 Content::Membership(membership) => {
                     progress.membership = Arc::new(membership.clone());
-                    membership_changed = true;
+                    changed.membership = true;
                 }
                 Content::Order(stamp, order) => {
                     overlay.sessions_mut().advance(*stamp);
-                    quarantined = quarantined.or(order.condemns(holding.replica));
+                    changed.quarantined = changed.quarantined.or(order.condemns(holding.replica));
                 }
                 Content::Commands(stamp, commands) => {
                     overlay.sessions_mut().advance(*stamp);
@@ -156,7 +157,7 @@ impl Core {
                     for command in commands {
                         let commit = (*stamp).max(progress.last_commit.next());
                         let Decision { reply, edits } = decide(&overlay, commit, command)?;
-                        writes.put(commit, edits, &mut overlay);
+                        put(&mut changed, extent, commit, edits, &mut overlay);
                         progress.last_commit = commit;
                         progress.safepoint = holding.safepoint_at(commit, progress.safepoint);
                         answers.push(reply);
@@ -165,18 +166,12 @@ impl Core {
             }
             replies.push(Replies(answers));
         }
+        changed.sessions = self.sessions.take_changed();
         progress.session_clock = self.sessions.clock();
-        self.put_sessions(&progress, &mut batch);
-        if membership_changed {
-            holding.put_membership(&store, &progress, &mut batch);
-        }
-        if let Some(checked) = quarantined {
-            holding.put_quarantine(&store, checked, &mut batch);
-        }
-        holding.put_applied(&store, &progress, &mut batch);
+        let quarantined = changed.quarantined;
+        let progress = Arc::new(progress);
         holding.raise_floor(progress.safepoint);
-        store.write(batch)?;
-        drop(writing);
+        holding.unwritten.add(&store, changed, Arc::clone(&progress));
         holding.publish(progress);
         if let Some(checked) = quarantined {
             holding.quarantine(checked);
@@ -184,89 +179,44 @@ impl Core {
         drop(writer);
         Ok(replies)
     }
-
-    fn put_sessions(&mut self, progress: &Progress, batch: &mut WriteBatch) {
-        let meta = self.engine.store().table(Table::Meta);
-        for (client, row) in self.sessions.take_changed() {
-            let key = keys::meta_session(progress.extent.id(), client);
-            match row {
-                Some(row) => batch.put_cf(meta, key, row),
-                None => batch.delete_cf(meta, key),
-            }
-        }
-    }
 }
 
-/// Turns edits into rows.
-struct Writes<'b> {
-    batch: &'b mut WriteBatch,
-    writing: &'b Writing<'b>,
-    extent: kv_proto::ids::ExtentId,
-    latest: &'b ColumnFamily,
-    history: &'b ColumnFamily,
-    changes: &'b ColumnFamily,
-    /// Used again for each row.
-    key: Vec<u8>,
-    row: Vec<u8>,
-    changed: Vec<u8>,
-}
-
-impl<'b> Writes<'b> {
-    fn new(
-        store: &'b crate::data_engine::Store,
-        writing: &'b Writing<'b>,
-        extent: kv_proto::ids::ExtentId,
-        batch: &'b mut WriteBatch,
-    ) -> Self {
-        Self {
-            batch,
-            writing,
-            extent,
-            latest: store.table(Table::Latest),
-            history: store.table(Table::History),
-            changes: store.table(Table::Changes),
-            key: Vec::new(),
-            row: Vec::new(),
-            changed: Vec::new(),
-        }
-    }
-
-    /// The edits of one command.
-    fn put<'a>(&mut self, commit: Timestamp, edits: Vec<Edit<'a>>, overlay: &mut Overlay<'a, '_>) {
-        let records = super::decide::View::keeps_history(overlay);
-        self.changed.clear();
-        for edit in edits {
-            match edit {
-                Edit::Keep { key, start, value } => {
-                    rows::write_version(&mut self.row, start, &value);
-                    self.batch.put_cf(self.history, keys::history(self.extent, key, commit), &self.row);
-                }
-                Edit::Put { key, value } => {
-                    self.writing.forget(key);
-                    keys::write_latest(&mut self.key, self.extent, key);
-                    rows::write_version(&mut self.row, commit, value);
-                    self.batch.put_cf(self.latest, &self.key, &self.row);
-                    overlay.record(key, Some((commit, value)));
-                    self.note(records, key);
-                }
-                Edit::Delete { key } => {
-                    self.writing.forget(key);
-                    keys::write_latest(&mut self.key, self.extent, key);
-                    self.batch.delete_cf(self.latest, &self.key);
-                    overlay.record(key, None);
-                    self.note(records, key);
-                }
-                Edit::Settle { tag, outcome } => overlay.sessions_mut().settle(&tag, outcome),
-            }
-        }
-        if !self.changed.is_empty() {
-            self.batch.put_cf(self.changes, keys::change(self.extent, commit), &self.changed);
-        }
-    }
-
-    fn note(&mut self, records: bool, key: &[u8]) {
+/// Adds the edits of one command, as rows, to what the chunk changes.
+fn put<'a>(
+    changed: &mut Changed,
+    extent: ExtentId,
+    commit: Timestamp,
+    edits: Vec<Edit<'a>>,
+    overlay: &mut Overlay<'a, '_>,
+) {
+    let mut keys_changed = Vec::new();
+    let records = overlay.keeps_history();
+    let mut note = |key: &[u8]| {
         if records {
-            rows::write_changed_key(&mut self.changed, key);
+            rows::write_changed_key(&mut keys_changed, key);
         }
+    };
+    for edit in edits {
+        match edit {
+            Edit::Keep { key, start, value } => {
+                let row = rows::version(start, &value);
+                changed.once.push((Table::History, keys::history(extent, key, commit), row));
+            }
+            Edit::Put { key, value } => {
+                let row = rows::version(commit, value);
+                changed.latest.push((keys::latest(extent, key).into(), Some(row.into())));
+                overlay.record(key, Some((commit, value)));
+                note(key);
+            }
+            Edit::Delete { key } => {
+                changed.latest.push((keys::latest(extent, key).into(), None));
+                overlay.record(key, None);
+                note(key);
+            }
+            Edit::Settle { tag, outcome } => overlay.sessions_mut().settle(&tag, outcome),
+        }
+    }
+    if !keys_changed.is_empty() {
+        changed.once.push((Table::Changes, keys::change(extent, commit), keys_changed));
     }
 }

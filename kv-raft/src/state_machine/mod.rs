@@ -111,14 +111,15 @@ impl StateMachine {
     }
 
     /// The entry just applied may ask for a check: the view shows exactly its state.
-    fn take_check(&self, batch: Option<&CommandBatch>) {
-        let Some(checks) = &self.checks else { return };
+    fn take_check(&self, batch: Option<&CommandBatch>) -> Result<(), DataError> {
+        let Some(checks) = &self.checks else { return Ok(()) };
         let order = batch.and_then(|batch| batch.decode_order().ok()).map(|(_, order)| order);
         if order == Some(Order::Check { algorithm: CHECKSUM_ALGORITHM }) {
             let core = self.core.lock();
             failpoint!("check.view");
-            checks.put(CheckView::take(core.engine(), core.holding()));
+            checks.put(off_async_threads(|| CheckView::take(core.engine(), core.holding()))?);
         }
+        Ok(())
     }
 
     async fn apply_chunk(&self, entries: Vec<EntryResponder<ShardRaft>>, bytes: usize) -> io::Result<()> {
@@ -150,7 +151,9 @@ impl StateMachine {
         let chunk = Chunk::decode(self.shard, entries.iter().map(|(entry, _)| entry))?;
         let mut core = self.core.lock();
         let blocks = chunk.reads || bytes > INLINE_BYTES || core.may_block();
-        if blocks { off_async_threads(|| core.apply(&chunk)) } else { core.apply(&chunk) }
+        let replies = if blocks { off_async_threads(|| core.apply(&chunk)) } else { core.apply(&chunk) };
+        core.engine().write_out_if_due();
+        replies
     }
 
     async fn blocking<T: Send + 'static>(
@@ -197,7 +200,7 @@ impl RaftStateMachine<ShardRaft> for StateMachine {
             chunk.push((entry, responder));
             if chunk.len() >= CHUNK_ENTRIES || bytes >= CHUNK_BYTES || order.is_some() {
                 self.apply_chunk(std::mem::take(&mut chunk), bytes).await?;
-                self.take_check(order.as_ref());
+                self.take_check(order.as_ref())?;
                 bytes = 0;
             }
         }

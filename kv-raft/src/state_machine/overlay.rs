@@ -10,12 +10,11 @@ use std::collections::BTreeMap;
 
 use kv_proto::ids::ExtentId;
 use kv_proto::timestamp::Timestamp;
-use rocksdb::DBPinnableSlice;
 
 use super::decide::{Version, View};
 use super::session::Sessions;
 use crate::data_engine::rows::read_version;
-use crate::data_engine::{DataError, Store, Table, keys};
+use crate::data_engine::{DataError, Holding, Store, Table, keys};
 
 /// What earlier commands of the chunk did to keys.
 type Written<'a> = BTreeMap<&'a [u8], Option<(Timestamp, &'a [u8])>>;
@@ -23,9 +22,9 @@ type Written<'a> = BTreeMap<&'a [u8], Option<(Timestamp, &'a [u8])>>;
 /// See the module.
 pub(crate) struct Overlay<'a, 's> {
     store: &'s Store,
+    holding: &'s Holding,
     extent: ExtentId,
     sessions: &'s mut Sessions,
-    keeps_history: bool,
     /// None if no command of the chunk reads.
     written: Option<Written<'a>>,
 }
@@ -33,12 +32,12 @@ pub(crate) struct Overlay<'a, 's> {
 impl<'a, 's> Overlay<'a, 's> {
     pub(crate) fn new(
         store: &'s Store,
+        holding: &'s Holding,
         extent: ExtentId,
         sessions: &'s mut Sessions,
-        keeps_history: bool,
         reads: bool,
     ) -> Self {
-        Self { store, extent, sessions, keeps_history, written: reads.then(Written::new) }
+        Self { store, holding, extent, sessions, written: reads.then(Written::new) }
     }
 
     /// Later commands find this under the key.
@@ -56,9 +55,15 @@ impl<'a, 's> Overlay<'a, 's> {
         self.written.as_ref().and_then(|written| written.get(key)).copied()
     }
 
-    fn stored(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, DataError> {
+    /// Reads the row that earlier chunks left.
+    fn stored<T>(&self, key: &[u8], read: impl FnOnce(&[u8]) -> Result<T, DataError>) -> Result<Option<T>, DataError> {
         let key = keys::latest(self.extent, key);
-        self.store.checked(self.store.db().get_pinned_cf(self.store.table(Table::Latest), key))
+        let unwritten = self.holding.unwritten.read().get(&key);
+        if let Some(row) = unwritten {
+            return row.map(|row| read(&row)).transpose();
+        }
+        let row = self.store.db().get_pinned_cf(self.store.table(Table::Latest), key);
+        self.store.checked(row)?.map(|row| read(&row)).transpose()
     }
 }
 
@@ -68,7 +73,7 @@ impl View for Overlay<'_, '_> {
     fn written_at(&self, key: &[u8]) -> Result<Option<Timestamp>, DataError> {
         match self.earlier(key) {
             Some(version) => Ok(version.map(|(commit, _)| commit)),
-            None => self.stored(key)?.map(|row| Ok(read_version(&row)?.0)).transpose(),
+            None => self.stored(key, |row| Ok(read_version(row)?.0)),
         }
     }
 
@@ -76,9 +81,10 @@ impl View for Overlay<'_, '_> {
         if let Some(version) = self.earlier(key) {
             return Ok(version.map(|(commit, value)| Version { commit, value: Cow::Borrowed(value) }));
         }
-        let Some(row) = self.stored(key)? else { return Ok(None) };
-        let (commit, value) = read_version(&row)?;
-        Ok(Some(Version { commit, value: Cow::Owned(value.to_vec()) }))
+        self.stored(key, |row| {
+            let (commit, value) = read_version(row)?;
+            Ok(Version { commit, value: Cow::Owned(value.to_vec()) })
+        })
     }
 
     fn sessions(&self) -> &Sessions {
@@ -86,6 +92,6 @@ impl View for Overlay<'_, '_> {
     }
 
     fn keeps_history(&self) -> bool {
-        self.keeps_history
+        self.holding.keeps_history()
     }
 }

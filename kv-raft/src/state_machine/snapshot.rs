@@ -45,7 +45,7 @@ impl SnapshotView {
     /// Pins the state as applied now and makes it durable. Blocking.
     pub(super) fn take(engine: &DataEngine, holding: &Holding) -> Result<Self, DataError> {
         failpoint!("snapshot.view");
-        let (pinned, progress, held) = engine.pin(holding);
+        let (pinned, progress, held) = engine.pin(holding)?;
         engine.flush_through(holding, progress.applied)?;
         let quarantined = holding.is_quarantined();
         Ok(Self { pinned, progress, scratch: engine.scratch(), quarantined, _held: held })
@@ -116,6 +116,8 @@ impl Core {
         if writer.destroyed {
             return Err(DataError::NotHeld(holding.shard));
         }
+        // For those that still read the old extent, and lest it is written after this.
+        holding.write_out(&store)?;
         let mut batch = WriteBatch::default();
         holding.put_rows(&store, &progress, &mut batch);
         batch.delete_cf(store.table(Table::Meta), summary_key);
@@ -123,7 +125,7 @@ impl Core {
         store.write(batch)?;
         failpoint!("snapshot.switched");
         let applied = progress.applied;
-        holding.publish(progress);
+        holding.publish(Arc::new(progress));
         drop(writer);
         self.engine().flush_through(&holding, applied)?;
         failpoint!("snapshot.flushed");
@@ -135,9 +137,9 @@ impl Core {
         self.engine().collect_extents()
     }
 
-    /// Whether a write might have to wait now.
+    /// Whether applying might have to wait for the disk.
     pub(super) fn may_block(&self) -> bool {
-        self.holding().keeps_history() || self.engine().store().is_slowed()
+        self.holding().keeps_history() || self.engine().store().unwritten().is_full()
     }
 }
 

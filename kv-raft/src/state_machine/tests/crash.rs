@@ -53,6 +53,13 @@ async fn crash_anywhere(retention: Duration, seed: u64) {
         let next = (applied + 1 + usize::try_from(dice.roll(9)).unwrap()).min(entries.len());
         apply(&mut machine, &entries[applied..next]).await;
         applied = next;
+        // As of itself RocksDB flushes when it likes, which is what was written out by then.
+        let holding = engine.holding(SHARD).unwrap();
+        match dice.roll(4) {
+            0 => holding.write_out(engine.store()).unwrap(),
+            1 => engine.store().flush().unwrap(),
+            _ => {}
+        }
         if dice.roll(3) == 0 {
             let durable = engine.flush().await.unwrap();
             assert_eq!(durable[&SHARD], log_id(applied as u64));

@@ -194,3 +194,75 @@ async fn nothing_is_applied_before_the_log_is_durable_through_it() {
     }
     assert_eq!(engine.replicas()[0].applied, Some(log_id(5)));
 }
+
+/// Much more than is kept in memory, by a machine that nobody writes out for.
+#[test]
+fn what_is_not_written_stays_within_its_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, machine) = replica(dir.path(), Duration::ZERO);
+    let budget = options().write_buffer_bytes / 4;
+    let value = vec![b'v'; 10_000];
+    for index in 1..=500_u64 {
+        let key = index.to_be_bytes();
+        reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[put(&key, &value)]));
+        let unwritten = engine.store().unwritten().bytes();
+        assert!((10_000..budget + 20_000).contains(&unwritten), "{unwritten} bytes after entry {index}");
+    }
+    let expected = engine.checksum(SHARD).unwrap();
+    assert_eq!(engine.store().unwritten().bytes(), 0, "a checksum reads what is written");
+    drop((machine, engine));
+    assert_eq!(open(dir.path()).checksum(SHARD).unwrap(), expected);
+}
+
+/// The same key again and again takes the memory of one.
+#[test]
+fn what_is_overwritten_before_it_is_written_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, machine) = replica(dir.path(), Duration::ZERO);
+    let mut sizes = Vec::new();
+    for (index, length) in [(1, 100), (2, 5000), (3, 100)] {
+        reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[put(b"k", &vec![b'v'; length])]));
+        sizes.push(engine.store().unwritten().bytes());
+    }
+    assert_eq!((sizes[0], sizes[1]), (sizes[2], sizes[0] + 4900));
+}
+
+/// Half of the budget is reached: it is written out beside what is applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_gathers_is_written_out_in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), Duration::ZERO);
+    let value = vec![b'v'; 10_000];
+    for index in 1..=60_u64 {
+        apply(&mut machine, &[batch(index, Timestamp::from_millis(index), &[put(&index.to_be_bytes(), &value)])]).await;
+    }
+    let half = options().write_buffer_bytes / 8;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while engine.store().unwritten().bytes() >= half {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    for index in 1..=60_u64 {
+        assert_eq!(engine.view(SHARD).unwrap().get(&index.to_be_bytes()).unwrap().unwrap().value, value);
+    }
+}
+
+/// A replica that goes leaves nothing that is written later, and one that takes its place begins empty.
+#[tokio::test]
+async fn what_is_not_written_of_a_destroyed_replica_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut machine) = replica(dir.path(), Duration::ZERO);
+    apply(&mut machine, &[batch(1, Timestamp(1), &[put(b"k", b"old")])]).await;
+    let view = engine.view(SHARD).unwrap();
+    engine.destroy(SHARD).unwrap();
+    assert_eq!(view.get(b"k").unwrap().unwrap().value, "old", "whoever reads it goes on");
+    drop((view, machine));
+    engine.create(new_replica(SHARD, 2, Duration::ZERO)).unwrap();
+    engine.flush().await.unwrap();
+    drop(engine);
+    let engine = open(dir.path());
+    assert_eq!(engine.replicas()[0].applied, None);
+    assert_eq!(engine.view(SHARD).unwrap().get(b"k").unwrap(), None);
+}

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::*;
-use crate::command::Versioned;
-use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec, Turn};
+use crate::command::{Reply, Versioned};
+use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec, Turn, keys};
 
 /// State after each commit.
 pub(super) type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
@@ -21,17 +21,22 @@ fn contents(page: &ScanPage) -> BTreeMap<Vec<u8>, Versioned> {
     page.entries.iter().map(|entry| (entry.key.to_vec(), entry.versioned.clone())).collect()
 }
 
-/// Applies entries one by one; the latest state after each is taken from a scan and from point reads.
+/// Applies entries one by one; the latest state after each is taken from a scan, and from point reads before and after it has
+/// had all rows written out.
 pub(super) async fn replay(engine: &DataEngine, machine: &mut StateMachine, entries: &[Entry]) -> Versions {
     let (mut versions, mut known) = (Versions::new(), BTreeSet::new());
     for entry in entries {
         apply(machine, std::slice::from_ref(entry)).await;
         let view = engine.view(SHARD).unwrap();
+        let keys: Vec<&[u8]> = known.iter().map(Vec::as_slice).collect();
+        let unwritten: Vec<_> = keys.iter().map(|key| view.get(key).unwrap()).collect();
+        assert_eq!(view.get_many(&keys, None, usize::MAX).unwrap(), unwritten);
         let state = contents(&view.scan(&spec(None, false)).unwrap());
-        known.extend(state.keys().cloned());
-        for key in &known {
-            assert_eq!(view.get(key).unwrap().as_ref(), state.get(key));
+        for (key, row) in keys.iter().zip(&unwritten) {
+            assert_eq!(row.as_ref(), state.get(*key), "before it is written");
+            assert_eq!(view.get(key).unwrap().as_ref(), state.get(*key));
         }
+        known.extend(state.keys().cloned());
         versions.insert(view.last_commit(), state);
     }
     versions
@@ -111,7 +116,7 @@ async fn commits_ascend_in_log_order_whatever_the_stamps_say() {
     for (index, stamp) in [(1, 500), (2, 400), (3, 501), (4, 501), (5, 900)] {
         let replies = reply_to(&machine, &batch(index, Timestamp(stamp), &[put(b"a", b"1"), put(b"b", b"2")]));
         for reply in replies.0 {
-            let crate::command::Reply::Written { commit, .. } = reply else { panic!("{reply:?}") };
+            let Reply::Written { commit, .. } = reply else { panic!("{reply:?}") };
             assert!(commit > before && commit >= Timestamp(stamp), "{commit} after {before}, stamped {stamp}");
             before = commit;
         }
@@ -125,6 +130,7 @@ async fn a_keyspace_without_retention_keeps_neither_old_versions_nor_changes() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, mut machine) = replica(dir.path(), Duration::ZERO);
     apply(&mut machine, &recorded(79, 100)).await;
+    engine.flush().await.unwrap();
     let store = engine.store();
     for table in [Table::History, Table::Changes] {
         assert_eq!(store.db().iterator_cf(store.table(table), rocksdb::IteratorMode::Start).count(), 0);
@@ -229,7 +235,7 @@ async fn a_scan_takes_what_it_is_told_and_goes_on_where_it_paused() {
     }
 }
 
-/// A point read remembers the row it found, beside a writer that changes it.
+/// A point read remembers the row it found, beside one that changes it and one that writes out what was changed.
 #[test]
 fn point_reads_beside_a_writer_never_go_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -239,19 +245,34 @@ fn point_reads_beside_a_writer_never_go_back() {
         let (mut last, mut remembered) = (Timestamp(0), 0);
         while !ended.load(Ordering::Relaxed) {
             let view = engine.view(SHARD).unwrap();
-            remembered += u64::from(engine.store().rows().get(view.extent(), b"k").is_some());
+            remembered += u64::from(engine.store().rows().get(&keys::latest(view.extent(), b"k")).is_some());
             let commit = view.get(b"k").unwrap().map_or(Timestamp(0), |row| row.commit);
             assert!(commit >= view.last_commit(), "it misses what was applied before");
             assert!(commit >= last, "it is older than what was read before");
             last = commit;
+            let both = view.get_many(&[b"k", b"l"], None, usize::MAX).unwrap();
+            assert_eq!(both[0], both[1], "they are written together");
+            assert!(
+                both[0].as_ref().map_or(Timestamp(0), |row| row.commit) >= last,
+                "it is older than what was read before"
+            );
         }
         remembered
     };
+    let write_out = || {
+        let holding = engine.holding(SHARD).unwrap();
+        while !ended.load(Ordering::Relaxed) {
+            holding.write_out(engine.store()).unwrap();
+        }
+    };
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..2).map(|_| scope.spawn(read)).collect();
+        scope.spawn(write_out);
         let writer = scope.spawn(|| {
+            let mut both = put(b"k", b"v");
+            both.operations.push(Operation::Put { key: b"l", value: b"v" });
             for index in 1..=20_000 {
-                reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[put(b"k", b"v")]));
+                reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[both.clone()]));
             }
         });
         let written = writer.join();

@@ -1,0 +1,233 @@
+//! What is applied and not yet written to RocksDB: rows gather here by key, and are written many at once, in key order.
+//!
+//! A memtable's place for a row among its neighbours' is found in a fraction of the time that a random one takes, and what is
+//! overwritten meanwhile is never written. Nothing is lost by a crash but what the log holds: see the data engine.
+//!
+//! Each replica gathers for itself. What is being written stays readable here until RocksDB holds it, while
+//! the next rows gather. A read looks here first; one that walks keys in order has what is gathered written out before.
+//!
+//! Invariants: what is written out together is all that was gathered, with the progress it belongs to, so RocksDB shows the
+//! state of some applied entry; a row leaves when RocksDB holds it and what was remembered in its place is forgotten; all
+//! replicas together gather no more than a budget and what one chunk of each adds.
+//!
+//! Not here: who decides what a row is (state machine, apply).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use kv_proto::ids::ClientId;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use rocksdb::WriteBatch;
+
+use super::error::DataError;
+use super::holding::{Holding, Progress};
+use super::keys;
+use super::options::Table;
+use super::store::Store;
+
+/// What a row takes beside its key and value.
+const ROW_OVERHEAD: usize = 96;
+
+/// A key as the table holds it.
+pub(crate) type TableKey = Box<[u8]>;
+
+/// What a chunk of entries changes.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// The latest state: None for what is deleted. In the order of the changes.
+    pub(crate) latest: Vec<(TableKey, Option<Bytes>)>,
+    /// Rows that are never overwritten.
+    pub(crate) once: Vec<(Table, Vec<u8>, Vec<u8>)>,
+    /// None for those that are forgotten.
+    pub(crate) sessions: Vec<(ClientId, Option<Vec<u8>>)>,
+    /// Whether the membership did.
+    pub(crate) membership: bool,
+    /// The first check that found the content different.
+    pub(crate) quarantined: Option<u64>,
+}
+
+/// What several chunks changed.
+#[derive(Default)]
+struct Gathered {
+    latest: HashMap<TableKey, Option<Bytes>>,
+    once: Vec<(Table, Vec<u8>, Vec<u8>)>,
+    sessions: BTreeMap<ClientId, Option<Vec<u8>>>,
+    membership: bool,
+    quarantined: Option<u64>,
+    /// As of the last chunk; None if there was none.
+    progress: Option<Arc<Progress>>,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, changed: Changed, progress: Arc<Progress>) {
+        let Changed { latest, once, sessions, membership, quarantined } = changed;
+        for (key, row) in latest {
+            let key_bytes = ROW_OVERHEAD + key.len();
+            self.bytes += row.as_ref().map_or(0, Bytes::len);
+            match self.latest.insert(key, row) {
+                Some(before) => self.bytes -= before.map_or(0, |row| row.len()),
+                None => self.bytes += key_bytes,
+            }
+        }
+        for (_, key, row) in &once {
+            self.bytes += ROW_OVERHEAD + key.len() + row.len();
+        }
+        self.once.extend(once);
+        for (client, row) in sessions {
+            self.bytes += row.as_ref().map_or(0, Vec::len);
+            match self.sessions.insert(client, row) {
+                Some(before) => self.bytes -= before.map_or(0, |row| row.len()),
+                None => self.bytes += ROW_OVERHEAD,
+            }
+        }
+        self.membership |= membership;
+        self.quarantined = self.quarantined.or(quarantined);
+        self.progress = Some(progress);
+    }
+
+    /// All of it, sorted where it is much.
+    fn batch(&self, store: &Store, holding: &Holding, progress: &Progress) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        let latest = store.table(Table::Latest);
+        let mut rows: Vec<_> = self.latest.iter().collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        for (key, row) in rows {
+            match row {
+                Some(row) => batch.put_cf(latest, key, row),
+                None => batch.delete_cf(latest, key),
+            }
+        }
+        for (table, key, row) in &self.once {
+            batch.put_cf(store.table(*table), key, row);
+        }
+        let meta = store.table(Table::Meta);
+        for (client, row) in &self.sessions {
+            let key = keys::meta_session(progress.extent.id(), *client);
+            match row {
+                Some(row) => batch.put_cf(meta, key, row),
+                None => batch.delete_cf(meta, key),
+            }
+        }
+        if self.membership {
+            holding.put_membership(store, progress, &mut batch);
+        }
+        if let Some(checked) = self.quarantined {
+            holding.put_quarantine(store, checked, &mut batch);
+        }
+        holding.put_applied(store, progress, &mut batch);
+        batch
+    }
+}
+
+/// What a replica has not written. See the module.
+#[derive(Default)]
+pub(crate) struct Unwritten {
+    rows: RwLock<Rows>,
+    /// Held by whoever writes out.
+    turn: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Rows {
+    gathering: Gathered,
+    writing: Option<Arc<Gathered>>,
+}
+
+/// Nothing changes meanwhile: not for long.
+pub(crate) struct Unchanging<'a>(RwLockReadGuard<'a, Rows>);
+
+impl Unchanging<'_> {
+    /// The row that the table of the latest state is to hold under its key, if RocksDB may not hold it yet; None in it if the
+    /// key is deleted.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        let Rows { gathering, writing } = &*self.0;
+        gathering.latest.get(key).or_else(|| writing.as_ref()?.latest.get(key)).cloned()
+    }
+}
+
+impl Unwritten {
+    pub(crate) fn read(&self) -> Unchanging<'_> {
+        Unchanging(self.rows.read())
+    }
+
+    /// Takes what a chunk changed. For one caller at a time, in the order of the chunks.
+    pub(crate) fn add(&self, store: &Store, changed: Changed, progress: Arc<Progress>) {
+        let mut rows = self.rows.write();
+        let before = rows.gathering.bytes;
+        rows.gathering.add(changed, progress);
+        store.unwritten().changed(before, rows.gathering.bytes);
+    }
+
+    /// What is to be written now: what was begun and failed before all else.
+    fn begin(&self) -> Option<Arc<Gathered>> {
+        let mut rows = self.rows.write();
+        if rows.writing.is_none() && rows.gathering.progress.is_some() {
+            rows.writing = Some(Arc::new(std::mem::take(&mut rows.gathering)));
+        }
+        rows.writing.clone()
+    }
+}
+
+impl Holding {
+    /// Writes what is gathered to RocksDB: when this returns, that holds all that was applied before. Blocking.
+    pub(crate) fn write_out(&self, store: &Store) -> Result<(), DataError> {
+        let _turn = self.unwritten.turn.lock();
+        while let Some(writing) = self.unwritten.begin() {
+            self.write(store, &writing)?;
+            let written = self.unwritten.rows.write().writing.take();
+            store.unwritten().changed(writing.bytes, 0);
+            // Freed without the lock.
+            drop((written, writing));
+        }
+        Ok(())
+    }
+
+    fn write(&self, store: &Store, gathered: &Gathered) -> Result<(), DataError> {
+        let Some(progress) = &gathered.progress else { return Ok(()) };
+        let batch = gathered.batch(store, self, progress);
+        // Until RocksDB holds all of it: what is read meanwhile is not remembered.
+        let writing = store.rows().begin_write(&self.gate);
+        gathered.latest.keys().for_each(|key| writing.forget(key));
+        store.write(batch)
+    }
+}
+
+/// How much all replicas of a node have not written.
+#[derive(Debug)]
+pub(crate) struct UnwrittenBytes {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl UnwrittenBytes {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), bytes_max }
+    }
+
+    fn changed(&self, before: usize, after: usize) {
+        if after >= before {
+            self.bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.bytes.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// How much that is.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whoever adds more writes out first.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
+    }
+
+    /// Whether it is time to write out for all, since half of the budget is used: the rest is for what is applied meanwhile.
+    pub(crate) fn is_due(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.bytes_max / 2
+    }
+}
