@@ -1,8 +1,8 @@
 //! The data of all replicas of a node in one RocksDB without a write-ahead log: the committed Raft log is the log.
 //!
-//! What is applied gathers in memory and is written to RocksDB many rows at once (unwritten). After a crash every table is as of the last flush, together with the applied log id of each replica, and consensus
-//! applies the rest of the log again. Each replica's data lies under an extent of its own; a snapshot is installed
-//! under a new one.
+//! What is applied gathers in memory and is written to RocksDB many rows at once (unwritten). After a crash every table
+//! is as of the last flush, together with the applied log id of each replica, and consensus applies the rest of the log
+//! again. Each replica's data lies under an extent of its own; a snapshot is installed under a new one.
 //!
 //! Invariants: tables are flushed together; a replica is durable when `create` returns, and a destroyed replica's id
 //! never comes back; what no record names is deleted at open; after the first failure nothing is written.

@@ -41,7 +41,7 @@ impl Default for DataOptions {
 /// along, and no filter.
 const ROW_CACHE_PART: usize = 4;
 
-/// The part of the memory for what is written that is for rows on their way to RocksDB: half of it gathers while the other half is written.
+/// The part of the memory for what is written that is for rows on their way to RocksDB.
 const UNWRITTEN_PART: usize = 4;
 
 /// Write buffers of one table before its writers wait: one that fills, three that are flushed.

@@ -90,7 +90,8 @@ impl Gathered {
 
     /// All of it, sorted where it is much.
     fn batch(&self, store: &Store, holding: &Holding, progress: &Progress) -> WriteBatch {
-        let mut batch = WriteBatch::default();
+        // A little more than it takes: growing would copy all of it.
+        let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
         let mut rows: Vec<_> = self.latest.iter().collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
@@ -161,7 +162,7 @@ impl Unwritten {
         store.unwritten().changed(before, rows.gathering.bytes);
     }
 
-    /// What is to be written now: what was begun and failed before all else.
+    /// What is to be written now. What could not be written stays: the engine has failed then.
     fn begin(&self) -> Option<Arc<Gathered>> {
         let mut rows = self.rows.write();
         if rows.writing.is_none() && rows.gathering.progress.is_some() {
@@ -175,13 +176,12 @@ impl Holding {
     /// Writes what is gathered to RocksDB: when this returns, that holds all that was applied before. Blocking.
     pub(crate) fn write_out(&self, store: &Store) -> Result<(), DataError> {
         let _turn = self.unwritten.turn.lock();
-        while let Some(writing) = self.unwritten.begin() {
-            self.write(store, &writing)?;
-            let written = self.unwritten.rows.write().writing.take();
-            store.unwritten().changed(writing.bytes, 0);
-            // Freed without the lock.
-            drop((written, writing));
-        }
+        let Some(writing) = self.unwritten.begin() else { return Ok(()) };
+        self.write(store, &writing)?;
+        let written = self.unwritten.rows.write().writing.take();
+        store.unwritten().changed(writing.bytes, 0);
+        // Freed without the lock.
+        drop((written, writing));
         Ok(())
     }
 
@@ -199,12 +199,14 @@ impl Holding {
 #[derive(Debug)]
 pub(crate) struct UnwrittenBytes {
     bytes: AtomicUsize,
-    bytes_max: usize,
+    /// A third of the budget: that much is written out at once, as much is the batch made of it, and the rest is for what is
+    /// applied meanwhile.
+    third: usize,
 }
 
 impl UnwrittenBytes {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes: AtomicUsize::new(0), bytes_max }
+        Self { bytes: AtomicUsize::new(0), third: bytes_max / 3 }
     }
 
     fn changed(&self, before: usize, after: usize) {
@@ -216,18 +218,17 @@ impl UnwrittenBytes {
     }
 
     /// How much that is.
-    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whoever adds more writes out first.
-    pub(crate) fn is_full(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
+    /// Whether it is time to write out for all.
+    pub(crate) fn is_due(&self) -> bool {
+        self.bytes() >= self.third
     }
 
-    /// Whether it is time to write out for all, since half of the budget is used: the rest is for what is applied meanwhile.
-    pub(crate) fn is_due(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) >= self.bytes_max / 2
+    /// Whether whoever adds more writes out first.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes() >= self.third * 2
     }
 }

@@ -196,7 +196,8 @@ impl Writer {
         let database = Arc::clone(&self.database);
         let families = database.cf_handle(layout::LOG).zip(database.cf_handle(layout::STATE));
         let (log, state) = families.ok_or(LogError::Closed)?;
-        let mut batch = WriteBatch::default();
+        let kib: usize = changes.iter().map(|change| change.kib).sum();
+        let mut batch = WriteBatch::with_capacity_bytes(kib << 10);
         let mut tails: BTreeMap<ShardId, Option<LogId>> = BTreeMap::new();
         let mut committed: BTreeMap<ShardId, Option<LogId>> = BTreeMap::new();
         let mut written = 0;

@@ -227,7 +227,7 @@ fn what_is_overwritten_before_it_is_written_takes_no_memory() {
     assert_eq!((sizes[0], sizes[1]), (sizes[2], sizes[0] + 4900));
 }
 
-/// Half of the budget is reached: it is written out beside what is applied.
+/// When it is due it is written out beside what is applied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_gathers_is_written_out_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
@@ -236,9 +236,8 @@ async fn what_gathers_is_written_out_in_the_background() {
     for index in 1..=60_u64 {
         apply(&mut machine, &[batch(index, Timestamp::from_millis(index), &[put(&index.to_be_bytes(), &value)])]).await;
     }
-    let half = options().write_buffer_bytes / 8;
     tokio::time::timeout(Duration::from_secs(10), async {
-        while engine.store().unwritten().bytes() >= half {
+        while engine.store().unwritten().is_due() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
