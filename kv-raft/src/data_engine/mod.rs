@@ -247,12 +247,21 @@ impl DataEngine {
         let Ok(turn) = Arc::clone(&self.0.writing_out).try_acquire_owned() else { return };
         let engine = self.clone();
         drop(crate::blocking::spawn_blocking(move || {
-            let written = engine.holdings().iter().try_for_each(|holding| holding.write_out(&engine.0.store));
-            if let Err(error) = written {
-                tracing::error!(%error, "what is applied cannot be written");
+            while engine.0.store.unwritten().is_due() {
+                let written = engine.holdings().iter().try_for_each(|holding| holding.write_out(&engine.0.store));
+                if let Err(error) = written {
+                    tracing::error!(%error, "what is applied cannot be written");
+                    break;
+                }
             }
             drop(turn);
         }));
+    }
+
+    /// Nothing is written out in the background until this is dropped.
+    #[cfg(test)]
+    pub(crate) fn hold_write_out(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.0.writing_out).try_acquire_owned().unwrap()
     }
 
     fn holdings(&self) -> Vec<Arc<Holding>> {

@@ -44,6 +44,9 @@ const ROW_CACHE_PART: usize = 4;
 /// The part of the memory for what is written that is for rows on their way to RocksDB.
 const UNWRITTEN_PART: usize = 4;
 
+/// And at most so much: a third of it is one write, for which others wait, and more of it gains nothing.
+const UNWRITTEN_BYTES_MAX: usize = 24 << 20;
+
 /// Write buffers of one table before its writers wait: one that fills, three that are flushed.
 const WRITE_BUFFERS: u16 = 4;
 
@@ -209,7 +212,9 @@ pub(super) fn row_cache_bytes(options: &DataOptions) -> usize {
 
 /// Memory for what is applied and not written to RocksDB, in bytes.
 pub(super) fn unwritten_bytes(options: &DataOptions) -> usize {
-    options.write_buffer_bytes / UNWRITTEN_PART
+    // In the simulation so little that it fills up again and again.
+    let bytes_max = if cfg!(kv_sim) { 8 << 10 } else { UNWRITTEN_BYTES_MAX };
+    (options.write_buffer_bytes / UNWRITTEN_PART).min(bytes_max)
 }
 
 fn write_buffers(options: &DataOptions) -> usize {

@@ -148,7 +148,8 @@ impl ReadView {
         Ok(self.store.db().snapshot())
     }
 
-    /// RocksDB, and what of these keys it may not hold yet, of one moment.
+    /// RocksDB, and what of these keys it may not hold yet, of one moment: nothing is added before both are taken, and a row
+    /// leaves only when RocksDB holds it.
     fn latest_state(&self, keys: &[&[u8]]) -> (Snapshot<'_>, Vec<Option<Option<Bytes>>>) {
         let unwritten = self.holding.unwritten.read();
         let rows = keys.iter().map(|key| unwritten.get(&self.latest_key(key))).collect();

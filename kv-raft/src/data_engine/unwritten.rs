@@ -27,8 +27,8 @@ use super::keys;
 use super::options::Table;
 use super::store::Store;
 
-/// What a row takes beside its key and value.
-const ROW_OVERHEAD: usize = 96;
+/// What a row takes beside its key and value: its place in the table, what allocations round up to, and its place in key order.
+const ROW_OVERHEAD: usize = 144;
 
 /// A key as the table holds it.
 pub(crate) type TableKey = Box<[u8]>;
@@ -135,6 +135,14 @@ pub(crate) struct Unwritten {
 struct Rows {
     gathering: Gathered,
     writing: Option<Arc<Gathered>>,
+    /// How many gatherings began to be written.
+    begun: u64,
+}
+
+impl Rows {
+    fn is_empty(&self) -> bool {
+        self.gathering.progress.is_none() && self.writing.is_none()
+    }
 }
 
 /// Nothing changes meanwhile: not for long.
@@ -144,7 +152,7 @@ impl Unchanging<'_> {
     /// The row that the table of the latest state is to hold under its key, if RocksDB may not hold it yet; None in it if the
     /// key is deleted.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
-        let Rows { gathering, writing } = &*self.0;
+        let Rows { gathering, writing, .. } = &*self.0;
         gathering.latest.get(key).or_else(|| writing.as_ref()?.latest.get(key)).cloned()
     }
 }
@@ -167,6 +175,7 @@ impl Unwritten {
         let mut rows = self.rows.write();
         if rows.writing.is_none() && rows.gathering.progress.is_some() {
             rows.writing = Some(Arc::new(std::mem::take(&mut rows.gathering)));
+            rows.begun += 1;
         }
         rows.writing.clone()
     }
@@ -175,7 +184,22 @@ impl Unwritten {
 impl Holding {
     /// Writes what is gathered to RocksDB: when this returns, that holds all that was applied before. Blocking.
     pub(crate) fn write_out(&self, store: &Store) -> Result<(), DataError> {
+        let begun = {
+            let rows = self.unwritten.rows.read();
+            if rows.is_empty() {
+                return Ok(());
+            }
+            rows.begun
+        };
         let _turn = self.unwritten.turn.lock();
+        // Whoever had the turn may have written what was gathered then.
+        let written_meanwhile = {
+            let rows = self.unwritten.rows.read();
+            rows.begun > begun && rows.writing.is_none()
+        };
+        if written_meanwhile {
+            return Ok(());
+        }
         let Some(writing) = self.unwritten.begin() else { return Ok(()) };
         self.write(store, &writing)?;
         let written = self.unwritten.rows.write().writing.take();

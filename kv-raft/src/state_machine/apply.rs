@@ -81,6 +81,8 @@ fn reads(command: &Command<'_>) -> bool {
 impl Core {
     /// Loads the sessions. Blocking.
     pub(crate) fn load(engine: DataEngine, holding: Arc<Holding>) -> Result<Self, DataError> {
+        // Of a replica that was stopped in this process: they are read from RocksDB.
+        holding.write_out(engine.store())?;
         let mut core = Self { engine, holding, sessions: Sessions::default() };
         core.reload_sessions()?;
         Ok(core)
@@ -118,14 +120,16 @@ impl Core {
         Ok(())
     }
 
-    /// Applies a chunk as a whole and returns the replies of each entry. May block on the disk.
+    /// Before a chunk is applied while much is not written. Blocking.
+    pub(crate) fn make_room(&self) -> Result<(), DataError> {
+        self.holding.write_out(self.engine.store())
+    }
+
+    /// Applies a chunk as a whole and returns the replies of each entry. May block on the disk if commands read.
     pub(crate) fn apply(&mut self, chunk: &Chunk<'_>) -> Result<Vec<Replies>, DataError> {
         let holding = Arc::clone(&self.holding);
         let store = Arc::clone(self.engine.store());
         store.is_whole()?;
-        if store.unwritten().is_full() {
-            holding.write_out(&store)?;
-        }
         let writer = holding.writer();
         if writer.destroyed {
             return Err(DataError::NotHeld(holding.shard));

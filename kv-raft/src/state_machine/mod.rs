@@ -150,8 +150,15 @@ impl StateMachine {
     ) -> Result<Vec<crate::command::Replies>, DataError> {
         let chunk = Chunk::decode(self.shard, entries.iter().map(|(entry, _)| entry))?;
         let mut core = self.core.lock();
-        let blocks = chunk.reads || bytes > INLINE_BYTES || core.may_block();
-        let replies = if blocks { off_async_threads(|| core.apply(&chunk)) } else { core.apply(&chunk) };
+        let is_full = core.engine().store().unwritten().is_full();
+        let blocks = chunk.reads || bytes > INLINE_BYTES || core.holding().keeps_history() || is_full;
+        let mut apply = || {
+            if is_full {
+                core.make_room()?;
+            }
+            core.apply(&chunk)
+        };
+        let replies = if blocks { off_async_threads(apply) } else { apply() };
         core.engine().write_out_if_due();
         replies
     }

@@ -136,11 +136,6 @@ impl Core {
         self.reload_sessions()?;
         self.engine().collect_extents()
     }
-
-    /// Whether applying might have to wait for the disk.
-    pub(super) fn may_block(&self) -> bool {
-        self.holding().keeps_history() || self.engine().store().unwritten().is_full()
-    }
 }
 
 /// Takes the files into the tables, under an extent that nothing names yet.

@@ -14,6 +14,10 @@ mod service;
 
 mod network;
 
+mod appends;
+
+mod prompt;
+
 mod snapshot;
 
 mod link;

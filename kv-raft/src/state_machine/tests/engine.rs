@@ -195,16 +195,18 @@ async fn nothing_is_applied_before_the_log_is_durable_through_it() {
     assert_eq!(engine.replicas()[0].applied, Some(log_id(5)));
 }
 
-/// Much more than is kept in memory, by a machine that nobody writes out for.
-#[test]
-fn what_is_not_written_stays_within_its_budget() {
+/// Much more than is kept in memory, where nothing is written out in the background.
+#[tokio::test]
+async fn what_is_not_written_stays_within_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, machine) = replica(dir.path(), Duration::ZERO);
     let budget = options().write_buffer_bytes / 4;
+    let _background = engine.hold_write_out();
     let value = vec![b'v'; 10_000];
     for index in 1..=500_u64 {
         let key = index.to_be_bytes();
-        reply_to(&machine, &batch(index, Timestamp::from_millis(index), &[put(&key, &value)]));
+        let entry = batch(index, Timestamp::from_millis(index), &[put(&key, &value)]);
+        machine.decide_and_write(&[(entry, None)], 0).unwrap();
         let unwritten = engine.store().unwritten().bytes();
         assert!((10_000..budget + 20_000).contains(&unwritten), "{unwritten} bytes after entry {index}");
     }
@@ -264,4 +266,36 @@ async fn what_is_not_written_of_a_destroyed_replica_is_gone() {
     let engine = open(dir.path());
     assert_eq!(engine.replicas()[0].applied, None);
     assert_eq!(engine.view(SHARD).unwrap().get(b"k").unwrap(), None);
+}
+
+/// What a disk that failed did not take can be read until the process ends.
+#[test]
+fn what_cannot_be_written_stays_readable_and_is_not_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, machine) = replica(dir.path(), Duration::ZERO);
+    reply_to(&machine, &batch(1, Timestamp(1), &[put(b"k", b"v")]));
+    let holding = engine.holding(SHARD).unwrap();
+    let _ = engine.store().fail("no space left on device".to_owned());
+    for _ in 0..2 {
+        assert!(holding.write_out(engine.store()).is_err());
+        assert_eq!(engine.view(SHARD).unwrap().get(b"k").unwrap().unwrap().value, "v");
+        assert!(engine.flush_now().is_err());
+    }
+    assert_eq!(holding.durable().applied, None);
+}
+
+/// A replica that is stopped and started again in one process knows the writes it applied.
+#[tokio::test]
+async fn sessions_that_are_not_written_are_known_to_the_next_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut first) = replica(dir.path(), Duration::ZERO);
+    let entries = recorded(46, 60);
+    apply(&mut first, &entries[..40]).await;
+    drop(first);
+    let mut second = machine(&engine, SHARD);
+    apply(&mut second, &entries[40..]).await;
+    let other = tempfile::tempdir().unwrap();
+    let (never_stopped, mut machine) = replica(other.path(), Duration::ZERO);
+    apply(&mut machine, &entries).await;
+    assert_eq!(engine.checksum(SHARD).unwrap(), never_stopped.checksum(SHARD).unwrap());
 }
