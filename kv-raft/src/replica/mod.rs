@@ -320,7 +320,6 @@ impl Replica {
         loop {
             let leader = {
                 let metrics = watched.borrow_and_update();
-                self.outbound.prompt().choose(metrics.membership_config.membership(), self.replica.0);
                 status::leader(&metrics.vote, metrics.membership_config.membership())
             };
             self.leader_is(leader);

@@ -14,10 +14,6 @@ mod service;
 
 mod network;
 
-mod appends;
-
-mod prompt;
-
 mod snapshot;
 
 mod link;

@@ -3,15 +3,17 @@
 //! Invariants: appends to one replica are sent and answered in order, several at a time; every call ends within its
 //! time limit; a pre-vote is asked, never assumed.
 //!
-//! Not here: the stream of appends (appends); how frames travel (link); snapshots (snapshot).
+//! Not here: how frames travel (link); snapshots (snapshot).
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::stream::Stream;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, Stream, StreamExt as _};
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::pb::raft::v1::{Frame, FrameKind};
 use openraft::base::{BoxFuture as RaftFuture, BoxStream};
@@ -20,19 +22,28 @@ use openraft::errors::{
 };
 use openraft::network::{RPCOption, RPCTypes};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use super::appends::{Append, Appended, Pipeline, Sent};
 use super::link::{CallError, Link};
 use super::messages::{self, MessageError};
-use super::prompt::Prompt;
 use super::{Inner, snapshot};
 use crate::metrics::Stage;
 use crate::state_machine::SnapshotData;
-use crate::types::{Member, ShardRaft, SnapshotMeta, Vote};
+use crate::types::{LogId, Member, ShardRaft, SnapshotMeta, Vote};
+
+/// Append requests on their way to one replica at once: enough to hide a round trip and an fsync; what the follower
+/// has not answered, it holds in memory.
+const APPENDS_IN_FLIGHT: usize = 16;
+
+/// The same in bytes.
+const APPEND_BYTES_IN_FLIGHT: usize = 8 << 20;
+
+/// How long a request that carries nothing but a newer committed index waits for entries to travel with. Nobody waits
+/// for it but the follower's own state, and under load it would double the messages.
+const COMMIT_NOTICE_DELAY: Duration = Duration::from_millis(2);
 
 /// Sender and shard of what a replica sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +57,6 @@ pub(crate) struct ReplicaAddress {
 pub(crate) struct Outbound {
     committed: AtomicU64,
     silent: AtomicBool,
-    prompt: Prompt,
 }
 
 impl Outbound {
@@ -66,11 +76,6 @@ impl Outbound {
 
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Acquire)
-    }
-
-    /// Which followers get entries at once.
-    pub(crate) fn prompt(&self) -> &Prompt {
-        &self.prompt
     }
 }
 
@@ -136,25 +141,7 @@ impl Connection {
         )
     }
 
-    /// Whether entries for this replica may wait for more.
-    pub(super) fn may_wait(&self, now: Instant) -> bool {
-        self.outbound.prompt.may_wait(self.to.0, now)
-    }
-
-    /// A request of the stream is on its way.
-    pub(super) fn note_sent(&self, at: Instant) {
-        self.outbound.prompt.sent(self.to.0, at);
-    }
-
-    /// The stream got an answer, and when the first of what is not answered was sent; None for an error.
-    pub(super) fn note_answer(&self, rest: Option<Option<Instant>>) {
-        match rest {
-            Some(rest) => self.outbound.prompt.answered(self.to.0, rest),
-            None => self.outbound.prompt.lost(self.to.0),
-        }
-    }
-
-    pub(super) fn error(&self, action: RPCTypes, error: CallError) -> RPCError<ShardRaft> {
+    fn error(&self, action: RPCTypes, error: CallError) -> RPCError<ShardRaft> {
         match error {
             CallError::Unreachable { .. } | CallError::Refused { .. } => {
                 Error::Unreachable(Unreachable::from_string(error))
@@ -167,16 +154,13 @@ impl Connection {
     }
 
     /// The call is queued now; the future waits for the answer.
-    pub(super) fn append(&self, request: &AppendEntriesRequest<ShardRaft>, within: Duration) -> Append {
+    fn append(&self, request: &AppendEntriesRequest<ShardRaft>, within: Duration) -> Append {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         if request.entries.is_empty() && self.outbound.is_silent() {
             let silent =
                 CallError::Unreachable { node: self.link.node(), reason: "no majority answers: silent".to_owned() };
-            return Append {
-                answered: Box::pin(std::future::ready(Err(silent))),
-                sent: Sent { prev, last, bytes: 0, at: Instant::now() },
-            };
+            return Append { answered: Box::pin(std::future::ready(Err(silent))), sent: Sent { prev, last, bytes: 0 } };
         }
         self.outbound.tell_committed(request.leader_commit.map_or(0, |id| id.index));
         let body = messages::encode_append(request);
@@ -191,7 +175,158 @@ impl Connection {
             }
             Ok(answer)
         };
-        Append { answered: Box::pin(answered), sent: Sent { prev, last, bytes, at: sent } }
+        Append { answered: Box::pin(answered), sent: Sent { prev, last, bytes } }
+    }
+}
+
+struct Append {
+    answered: BoxFuture<'static, Result<Bytes, CallError>>,
+    sent: Sent,
+}
+
+/// What an answer is about.
+#[derive(Clone, Copy)]
+struct Sent {
+    prev: Option<LogId>,
+    last: Option<LogId>,
+    bytes: usize,
+}
+
+impl Sent {
+    fn result(
+        self,
+        response: AppendEntriesResponse<ShardRaft>,
+    ) -> Result<StreamAppendResult<ShardRaft>, MessageOrConflict> {
+        if response.is_conflict() && self.prev.is_none() {
+            return Err(MessageOrConflict::Conflict);
+        }
+        Ok(response.into_stream_result(self.prev, self.last))
+    }
+}
+
+/// An answer that makes no sense.
+#[derive(Debug, thiserror::Error)]
+enum MessageOrConflict {
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("a conflict with the very beginning of the log")]
+    Conflict,
+}
+
+/// The state of a stream of appends.
+struct Pipeline<'s, S> {
+    connection: &'s Connection,
+    /// None once it ended, or after an error.
+    input: Option<S>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Result<Bytes, CallError>>>,
+    sent: VecDeque<Sent>,
+    /// A request without entries that waits for company, and until when.
+    held: Option<(AppendEntriesRequest<ShardRaft>, Instant)>,
+    /// Entries were sent: what follows them is no probe.
+    begun: bool,
+    bytes: usize,
+    within: Duration,
+}
+
+type Appended = Result<StreamAppendResult<ShardRaft>, RPCError<ShardRaft>>;
+
+impl<'s, S> Pipeline<'s, S>
+where
+    S: Stream<Item = AppendEntriesRequest<ShardRaft>> + Send + Unpin,
+{
+    fn new(connection: &'s Connection, input: S, within: Duration) -> Self {
+        Self {
+            connection,
+            input: Some(input),
+            in_flight: FuturesOrdered::new(),
+            sent: VecDeque::new(),
+            held: None,
+            begun: false,
+            bytes: 0,
+            within,
+        }
+    }
+
+    async fn next(mut self) -> Option<(Appended, Self)> {
+        loop {
+            let has_room = self.sent.len() < APPENDS_IN_FLIGHT && self.bytes < APPEND_BYTES_IN_FLIGHT;
+            if self.input.is_none()
+                && let Some((request, _)) = self.held.take()
+            {
+                self.send(&request);
+            }
+            if self.sent.is_empty() && self.input.is_none() {
+                return None;
+            }
+            let held_until = self.held.as_ref().map(|(_, until)| *until);
+            tokio::select! {
+                Some(answer) = self.in_flight.next(), if !self.sent.is_empty() => {
+                    let appended = self.appended(answer);
+                    if !matches!(appended, Ok(Ok(_))) {
+                        // openraft starts over from what it knows to match.
+                        self.input = None;
+                        self.held = None;
+                        self.in_flight.clear();
+                        self.sent.clear();
+                    }
+                    return Some((appended, self));
+                }
+                request = next_of(&mut self.input), if has_room && self.input.is_some() => match request {
+                    Some(request) => self.accept(request),
+                    None => self.input = None,
+                },
+                () = passed(held_until), if held_until.is_some() => {
+                    if let Some((request, _)) = self.held.take() {
+                        self.send(&request);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a request, or holds it back if it only tells a newer committed index. A later request tells it as well:
+    /// what is held then need not be sent, since an answer speaks for all that was asked before.
+    fn accept(&mut self, request: AppendEntriesRequest<ShardRaft>) {
+        let held = self.held.take();
+        if self.begun && request.entries.is_empty() {
+            let until = held.map_or_else(|| Instant::now() + COMMIT_NOTICE_DELAY, |(_, until)| until);
+            self.held = Some((request, until));
+        } else {
+            self.begun |= !request.entries.is_empty();
+            self.send(&request);
+        }
+    }
+
+    fn send(&mut self, request: &AppendEntriesRequest<ShardRaft>) {
+        let append = self.connection.append(request, self.within);
+        self.bytes += append.sent.bytes;
+        self.sent.push_back(append.sent);
+        self.in_flight.push_back(append.answered);
+    }
+
+    fn appended(&mut self, answer: Result<Bytes, CallError>) -> Appended {
+        let sent = self.sent.pop_front().expect("there is one sent request per call in flight");
+        self.bytes -= sent.bytes;
+        let answer = answer.map_err(|error| self.connection.error(RPCTypes::AppendEntries, error))?;
+        messages::decode_appended(&answer)
+            .map_err(MessageOrConflict::from)
+            .and_then(|response| sent.result(response))
+            .map_err(|error| Error::Network(NetworkError::from_string(error)))
+    }
+}
+
+/// Never, if there is no time to wait for.
+async fn passed(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of<S: Stream + Unpin>(input: &mut Option<S>) -> Option<S::Item> {
+    match input {
+        Some(input) => input.next().await,
+        None => None,
     }
 }
 
