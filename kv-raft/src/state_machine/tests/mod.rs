@@ -128,7 +128,12 @@ fn random_entry(dice: &mut Dice, index: u64) -> Entry {
 
 /// Few keys, so that they are overwritten; some with zero bytes, some prefixes of others.
 fn random_key(dice: &mut Dice) -> Vec<u8> {
-    let number = dice.roll(40);
+    key_of(dice.roll(KEYS))
+}
+
+const KEYS: u64 = 40;
+
+fn key_of(number: u64) -> Vec<u8> {
     match number % 3 {
         0 => format!("k{number}").into_bytes(),
         1 => vec![b'k', 0, u8::try_from(number).unwrap()],
