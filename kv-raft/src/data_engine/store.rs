@@ -1,7 +1,7 @@
 //! The RocksDB below the data engine: opening it, writing without a write-ahead log, and its one failure.
 //!
 //! Invariants: every write goes through [`Store::write`], which never uses the write-ahead log; rows of a replica in the
-//! latest state change only inside of a [`Writing`](super::Writing), or what is remembered of them would stay; after the
+//! latest state change only inside of a [`Writing`](super::row_cache::Writing), or what is remembered of them would stay; after the
 //! first failure every write is refused, and the failure is told to whoever waits for it.
 //!
 //! Not here: what is written (engine, state machine).
