@@ -55,7 +55,7 @@ pub(crate) struct CreateArgs {
     /// Voters per shard: 1, 3, 5 or 7; 0 takes the cluster's default
     #[arg(long, default_value_t = 0, value_name = "N")]
     replicas: u32,
-    /// Shards to begin with; 0 lets the cluster choose
+    /// Shards to begin with; 0 takes the cluster's default
     #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "range")]
     shards: u32,
     /// For --range: the first key of another shard, in --key-encoding; repeatable

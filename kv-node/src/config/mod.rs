@@ -18,8 +18,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kv_proto::limits::KEYSPACE_SHARDS_MAX;
+
 pub use layers::{Faults, RECOVER, command, load, print, subcommand_of};
 pub use memory::Memory;
+
+/// Threads of all nodes that one busy shard employs: the leader about two, the followers as much between them.
+const THREADS_PER_SHARD: u32 = 4;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +54,8 @@ pub struct Config {
     pub bootstrap: bool,
     /// The `default` keyspace is created once this many nodes joined; 0 means as many as `join` names, at least one.
     pub bootstrap_nodes: u32,
-    /// Shards of the `default` keyspace; 0 means one per bootstrap node.
+    /// Shards of a hash keyspace whose creator names no number, `default` too; 0 means one for each four threads of the
+    /// bootstrap nodes.
     pub default_shards: u32,
     /// Addresses of any members of the cluster to join if the folder is empty.
     pub join: Vec<String>,
@@ -186,10 +192,15 @@ impl Config {
         }
     }
 
-    /// Shards of the `default` keyspace, with the default worked out.
+    /// Shards of a hash keyspace whose creator names no number, with the default worked out: few, since what waits
+    /// together costs less (`docs/adr/0018`), but enough of them to keep all threads of the bootstrap nodes at work.
     #[must_use]
     pub fn default_shards(&self) -> u32 {
-        if self.default_shards == 0 { self.bootstrap_nodes() } else { self.default_shards }
+        if self.default_shards != 0 {
+            return self.default_shards;
+        }
+        let threads = u32::try_from(self.worker_threads()).unwrap_or(u32::MAX).saturating_mul(self.bootstrap_nodes());
+        (threads / THREADS_PER_SHARD).clamp(1, KEYSPACE_SHARDS_MAX)
     }
 
     /// Nodes that make a cluster complete, with the default worked out.

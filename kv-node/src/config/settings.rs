@@ -66,7 +66,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "NUMBER",
         "Create the default keyspace once this many nodes joined; 0: as many as join names, at least one"
     ),
-    setting!(default_shards, plain, "NUMBER", "Shards of the default keyspace; 0: one per bootstrap node"),
+    setting!(
+        default_shards,
+        plain,
+        "NUMBER",
+        "Shards of a keyspace made without a number, `default` too; 0: one for each 4 worker threads of the bootstrap nodes"
+    ),
     setting!(join, list, "ADDRESSES", "Members of the cluster to join if the data folder is empty, by commas"),
     setting!(log, plain, "FILTER", "Which log lines, as in info,kv_raft=debug"),
     setting!(log_format, log_format, "FORMAT", "text or json"),

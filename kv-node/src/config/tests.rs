@@ -34,9 +34,21 @@ fn threads_are_half_of_the_cores_unless_they_are_set() {
 #[test]
 fn a_list_of_seeds_says_how_many_nodes_make_the_cluster() {
     let config = load_from(&["--data-dir", "/data", "--bootstrap", "--join", "a:1,b:1,c:1"], &[]).unwrap();
-    assert_eq!((config.bootstrap_nodes(), config.default_shards()), (3, 3));
+    assert_eq!(config.bootstrap_nodes(), 3);
     let given = load_from(&["--data-dir", "/data", "--join", "a:1,b:1", "--bootstrap-nodes", "5"], &[]).unwrap();
     assert_eq!(given.bootstrap_nodes(), 5);
+}
+
+#[test]
+fn a_keyspace_begins_with_as_many_shards_as_the_threads_of_the_nodes_can_serve() {
+    let shards = |threads: &str, nodes: &str, set: &str| {
+        let flags = ["--data-dir", "/data", "--worker-threads", threads, "--bootstrap-nodes", nodes];
+        load_from(&flags, &[("KV_DEFAULT_SHARDS", set)]).unwrap().default_shards()
+    };
+    assert_eq!(shards("1", "3", "0"), 1, "three nodes of two cores");
+    assert_eq!(shards("4", "3", "0"), 3, "three nodes of eight cores");
+    assert_eq!(shards("1024", "64", "0"), 1024, "as many as a keyspace may have");
+    assert_eq!(shards("1", "3", "7"), 7, "who says so has so many");
 }
 
 #[test]

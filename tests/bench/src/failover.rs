@@ -39,7 +39,7 @@ type Pulses = BTreeMap<u64, Mutex<Pulse>>;
 
 /// Kills and restarts nodes under load; one gap for each shard that lost its leader.
 pub(crate) async fn measure(lines: &[String], kills: usize) -> Result<Vec<Gap>> {
-    let settings = Settings { lines: lines.to_vec(), ..Settings::default().shards(0) };
+    let settings = Settings { lines: lines.to_vec(), ..Settings::default().shards(3) };
     let mut cluster = Cluster::start(settings).await?;
     let client = cluster.client().await?;
     let load = Load::start(&client).await?;

@@ -171,7 +171,7 @@ async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
         record.runs.iter_mut().for_each(|run| run.machine.etcd.clone_from(&version));
     }
     if let (Some(systems), Some(shape)) = (&systems, shapes.first()) {
-        systems.load(&shape.plan(rounds.warm_up, rounds.duration, 0)).await.context("loading the keys")?;
+        systems.load(&shapes, &shape.plan(rounds.warm_up, rounds.duration, 0)).await.context("loading the keys")?;
     }
     for round in 0..rounds.count {
         eprintln!("round {} of {}", round + 1, rounds.count);

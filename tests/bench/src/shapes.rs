@@ -17,6 +17,25 @@ pub(crate) const BATCH: usize = 100;
 /// Reads of the mixed shape, in percent.
 const READS: u32 = 90;
 
+/// A keyspace of our own cluster; etcd has but one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Keyspace {
+    /// The one that is there, with as many shards as a cluster chooses by itself.
+    Default,
+    /// One with a shard for each node.
+    Spread,
+}
+
+impl Keyspace {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Spread => "spread",
+        }
+    }
+}
+
 /// A load on a cluster.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Shape {
@@ -29,16 +48,27 @@ pub(crate) struct Shape {
     distribution: Distribution,
     /// Whether any replica may answer reads.
     pub(crate) stale: bool,
+    /// Whose keys; both have the same.
+    pub(crate) keyspace: Keyspace,
     /// Whether it is part of the short run.
     pub(crate) quick: bool,
 }
 
 const fn shape(name: &'static str, title: &'static str, workload: Workload, clients: usize) -> Shape {
-    Shape { name, title, workload, clients, distribution: Distribution::Uniform, stale: false, quick: false }
+    Shape {
+        name,
+        title,
+        workload,
+        clients,
+        distribution: Distribution::Uniform,
+        stale: false,
+        keyspace: Keyspace::Default,
+        quick: false,
+    }
 }
 
 /// All of them, in the order they run and are shown.
-pub(crate) const SHAPES: [Shape; 11] = [
+pub(crate) const SHAPES: [Shape; 14] = [
     Shape { quick: true, ..shape("put-1", "put, 1 client", Workload::Put, 1) },
     shape("put-64", "put, 64 clients", Workload::Put, 64),
     Shape { quick: true, ..shape("put-256", "put, 256 clients", Workload::Put, 256) },
@@ -54,6 +84,13 @@ pub(crate) const SHAPES: [Shape; 11] = [
         ..shape("mixed-256", "90% get, 10% put, zipfian, 256 clients", Workload::Mixed, 256)
     },
     Shape { quick: true, ..shape("batch-1", "batches of 100 puts, 1 client", Workload::Batch, 1) },
+    Shape { keyspace: Keyspace::Spread, ..shape("put-256-spread", "put, 256 clients, 3 shards", Workload::Put, 256) },
+    Shape { keyspace: Keyspace::Spread, ..shape("get-256-spread", "get, 256 clients, 3 shards", Workload::Get, 256) },
+    Shape {
+        keyspace: Keyspace::Spread,
+        distribution: Distribution::Zipfian,
+        ..shape("mixed-256-spread", "90% get, 10% put, zipfian, 3 shards", Workload::Mixed, 256)
+    },
 ];
 
 impl Shape {

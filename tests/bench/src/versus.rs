@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::Result;
 use kv_client::{Client, Consistency};
 use kv_load::{ClusterTarget, Plan, Target};
+use kv_proto::pb::admin::v1::CreateKeyspaceRequest;
 use kv_tests::cluster::Cluster;
 
 use crate::etcd::{Etcd, Spread};
 use crate::record::{Record, Sample};
-use crate::shapes::Shape;
+use crate::shapes::{Keyspace, Shape};
 
 /// Keys written at once while loading: etcd takes at most 128 in one transaction.
 const LOAD_BATCH: u64 = 100;
@@ -35,10 +36,19 @@ pub(crate) struct Systems {
 }
 
 impl Systems {
-    /// Writes all keys to both.
-    pub(crate) async fn load(&self, plan: &Plan) -> Result<()> {
-        for target in self.kv_targets(false)?.iter().take(1) {
-            kv_load::load_keys(plan, target, LOAD_BATCH, |_| ()).await?;
+    /// Writes all keys to both, and to both keyspaces of ours if shapes want the other one.
+    pub(crate) async fn load(&self, shapes: &[Shape], plan: &Plan) -> Result<()> {
+        let mut keyspaces = vec![Keyspace::Default];
+        if shapes.iter().any(|shape| shape.keyspace == Keyspace::Spread) {
+            let (name, shards) = (Keyspace::Spread.name().to_owned(), u32::try_from(self.kv.nodes().count())?);
+            let request = CreateKeyspaceRequest { name, shards, ..CreateKeyspaceRequest::default() };
+            self.kv.admin().await?.create_keyspace(request).await?;
+            keyspaces.push(Keyspace::Spread);
+        }
+        for keyspace in keyspaces {
+            for target in self.kv_targets(keyspace, false)?.iter().take(1) {
+                kv_load::load_keys(plan, target, LOAD_BATCH, |_| ()).await?;
+            }
         }
         if let Some((etcd, spread)) = &self.etcd {
             for target in etcd.targets(*spread, false).await?.iter().take(1) {
@@ -56,7 +66,7 @@ impl Systems {
             self.etcd(shape, plan(), record).await?;
         }
         let pids: Vec<u32> = self.kv.nodes().filter_map(kv_tests::node::NodeProcess::pid).collect();
-        let sample = measure("kv", shape, plan(), &self.kv_targets(shape.stale)?, &pids).await?;
+        let sample = measure("kv", shape, plan(), &self.kv_targets(shape.keyspace, shape.stale)?, &pids).await?;
         record.shapes.entry(shape.name.to_owned()).or_default().kv.push(sample);
         if !etcd_first {
             self.etcd(shape, plan(), record).await?;
@@ -77,10 +87,10 @@ impl Systems {
     }
 
     /// One client library, which has one connection to each node.
-    fn kv_targets(&self, stale: bool) -> Result<Vec<ClusterTarget>> {
+    fn kv_targets(&self, keyspace: Keyspace, stale: bool) -> Result<Vec<ClusterTarget>> {
         let client = Client::builder().endpoints(self.kv.endpoints()).timeout(CLIENT_TIMEOUT).build_lazy()?;
         let consistency = if stale { Consistency::Stale { max: Duration::ZERO } } else { Consistency::Linearizable };
-        Ok(vec![ClusterTarget::new(client.keyspace("default"), consistency)])
+        Ok(vec![ClusterTarget::new(client.keyspace(keyspace.name()), consistency)])
     }
 }
 

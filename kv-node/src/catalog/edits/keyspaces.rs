@@ -22,9 +22,6 @@ const RETENTION_SECONDS_MAX: u64 = 10 * 366 * 24 * 3600;
 /// Replicas of a keyspace that does not say.
 const REPLICAS_DEFAULT: u32 = 3;
 
-/// Leaders a node has of a keyspace that does not say how many shards it begins with.
-const LEADERS_PER_NODE: u32 = 2;
-
 /// What [`ServiceError::AlreadyExists`] calls a keyspace that is what was asked for.
 const IDENTICAL: &str = "keyspace with these settings";
 
@@ -84,7 +81,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn change(&self, mut cluster: Cluster, mut loads: Loads) -> Result<(Change, Keyspace), ServiceError> {
         let mut change = Change::default();
-        for range in self.ranges(loads.iter().count()) {
+        for range in self.ranges(cluster.default_shards) {
             let voters = usize::try_from(self.replicas).unwrap_or(usize::MAX);
             let too_few = || refused(format!("{} replicas need as many active nodes that answer", self.replicas), "");
             let spread = loads.place(voters).ok_or_else(too_few)?;
@@ -111,14 +108,13 @@ impl Plan<'_> {
         }
     }
 
-    fn ranges(&self, nodes: usize) -> Vec<KeyRange> {
+    /// A hash keyspace that does not say has `default` shards.
+    fn ranges(&self, default: u32) -> Vec<KeyRange> {
         let id = KeyspaceId(self.id);
         if self.kind() == KeyspaceKind::Range {
             return keys::split_by_keys(id, &self.request.split_keys).unwrap_or_default();
         }
-        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-        let default = nodes.saturating_mul(LEADERS_PER_NODE).clamp(1, KEYSPACE_SHARDS_MAX);
-        let shards = if self.request.shards == 0 { default } else { self.request.shards };
+        let shards = if self.request.shards == 0 { default.max(1) } else { self.request.shards };
         keys::split_by_slots(id, u16::try_from(shards).unwrap_or(u16::MAX))
     }
 }
@@ -227,8 +223,7 @@ pub fn erase(records: &Records, keyspace_id: u32) -> Change {
 
 /// The `default` keyspace of a cluster that is complete.
 pub fn create_default(records: &Records, usable: impl Fn(u64) -> bool) -> Result<Change, ServiceError> {
-    let shards = cluster(records)?.default_shards;
-    let request = CreateKeyspaceRequest { name: DEFAULT_NAME.to_owned(), shards, ..Default::default() };
+    let request = CreateKeyspaceRequest { name: DEFAULT_NAME.to_owned(), ..Default::default() };
     let (mut change, _) = create(records, &request, usable)?;
     let after = change.applied_to(records, kv_proto::timestamp::Timestamp(0));
     change.put(Record::Cluster(Cluster { bootstrap_nodes: 0, ..cluster(&after)? }));
