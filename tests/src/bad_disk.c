@@ -93,7 +93,8 @@ static ssize_t writable(int fd, size_t bytes) {
     uint32_t fault = armed();
     if (fault != WRITE_FAILS && fault != DISK_FULL && fault != TORN) return (ssize_t)bytes;
     if (!hit(fd)) return (ssize_t)bytes;
-    if (fault == TORN) return (ssize_t)(bytes / 2);
+    /* A direct write takes whole blocks. */
+    if (fault == TORN) return (ssize_t)(bytes > 8192 ? bytes / 2 & ~(size_t)4095 : bytes / 2);
     return fail(fault == DISK_FULL ? ENOSPC : EIO);
 }
 

@@ -18,7 +18,6 @@ fn a_data_folder_is_all_a_node_needs_to_be_told() {
     let config = load_from(&["--data-dir", "/data"], &[]).unwrap();
     assert_eq!(config.advertise, "127.0.0.1:7001");
     assert_eq!(config.http_advertise, "127.0.0.1:7101");
-    assert_eq!(config.default_shards(), 1);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use kv_proto::ids::ClientId;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use rocksdb::WriteBatch;
+use rocksdb::{ColumnFamily, WriteBatch};
 
 use super::error::DataError;
 use super::holding::{Holding, Progress};
@@ -96,10 +96,7 @@ impl Gathered {
         let mut rows: Vec<_> = self.latest.iter().collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
         for (key, row) in rows {
-            match row {
-                Some(row) => batch.put_cf(latest, key, row),
-                None => batch.delete_cf(latest, key),
-            }
+            put_or_delete(&mut batch, latest, key, row.as_deref());
         }
         for (table, key, row) in &self.once {
             batch.put_cf(store.table(*table), key, row);
@@ -107,10 +104,7 @@ impl Gathered {
         let meta = store.table(Table::Meta);
         for (client, row) in &self.sessions {
             let key = keys::meta_session(progress.extent.id(), *client);
-            match row {
-                Some(row) => batch.put_cf(meta, key, row),
-                None => batch.delete_cf(meta, key),
-            }
+            put_or_delete(&mut batch, meta, &key, row.as_deref());
         }
         if self.membership {
             holding.put_membership(store, progress, &mut batch);
@@ -254,5 +248,12 @@ impl UnwrittenBytes {
     /// Whether whoever adds more writes out first.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes() >= self.third * 2
+    }
+}
+
+fn put_or_delete(batch: &mut WriteBatch, table: &ColumnFamily, key: &[u8], row: Option<&[u8]>) {
+    match row {
+        Some(row) => batch.put_cf(table, key, row),
+        None => batch.delete_cf(table, key),
     }
 }

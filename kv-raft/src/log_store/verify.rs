@@ -63,12 +63,18 @@ pub(super) fn open(dir: &Path, budget: Budget) -> Result<Opened, OpenError> {
     let mut shards = BTreeMap::new();
     if !is_new {
         wal::verify(dir)?;
-        let database =
-            DB::open_cf_descriptors_read_only(&options::database(budget, false), dir, options::families(budget), false);
+        let database = DB::open_cf_descriptors_read_only(
+            &options::database(budget, false, false),
+            dir,
+            options::families(budget),
+            false,
+        );
         let database = database.map_err(|error| OpenError::database(dir, error))?;
         shards = verify(dir, &database, acknowledged.sequence())?;
     }
-    let options = options::database(budget, is_new);
+    let direct = options::takes_direct_writes(dir);
+    tracing::debug!(direct, "how the log's tables are written");
+    let options = options::database(budget, is_new, direct);
     #[cfg(test)]
     let options = {
         let mut options = options;

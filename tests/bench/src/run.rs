@@ -170,9 +170,7 @@ async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
         let version = etcd.version().await?;
         record.runs.iter_mut().for_each(|run| run.machine.etcd.clone_from(&version));
     }
-    if let (Some(systems), Some(shape)) = (&systems, shapes.first()) {
-        systems.load(&shapes, &shape.plan(rounds.warm_up, rounds.duration, 0)).await.context("loading the keys")?;
-    }
+    let mut loaded = Vec::new();
     for round in 0..rounds.count {
         eprintln!("round {} of {}", round + 1, rounds.count);
         if limits {
@@ -180,6 +178,11 @@ async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
         }
         for shape in &shapes {
             if let Some(systems) = &systems {
+                if !loaded.contains(&shape.keyspace) {
+                    let plan = shape.plan(rounds.warm_up, rounds.duration, 0);
+                    systems.load(shape.keyspace, &plan).await.context("loading the keys")?;
+                    loaded.push(shape.keyspace);
+                }
                 systems.round(shape, rounds, round, record).await?;
             }
         }

@@ -14,6 +14,8 @@ pub(crate) const KEY_BYTES: usize = 16;
 pub(crate) const VALUE_BYTES: usize = 128;
 /// Puts in a batch.
 pub(crate) const BATCH: usize = 100;
+/// Shards of the other keyspace: a leader for each node.
+pub(crate) const SPREAD_SHARDS: u32 = 3;
 /// Reads of the mixed shape, in percent.
 const READS: u32 = 90;
 
@@ -22,7 +24,7 @@ const READS: u32 = 90;
 pub(crate) enum Keyspace {
     /// The one that is there, with as many shards as a cluster chooses by itself.
     Default,
-    /// One with a shard for each node.
+    /// One with [`SPREAD_SHARDS`].
     Spread,
 }
 
@@ -84,12 +86,18 @@ pub(crate) const SHAPES: [Shape; 14] = [
         ..shape("mixed-256", "90% get, 10% put, zipfian, 256 clients", Workload::Mixed, 256)
     },
     Shape { quick: true, ..shape("batch-1", "batches of 100 puts, 1 client", Workload::Batch, 1) },
-    Shape { keyspace: Keyspace::Spread, ..shape("put-256-spread", "put, 256 clients, 3 shards", Workload::Put, 256) },
-    Shape { keyspace: Keyspace::Spread, ..shape("get-256-spread", "get, 256 clients, 3 shards", Workload::Get, 256) },
+    Shape {
+        keyspace: Keyspace::Spread,
+        ..shape("put-256-spread", "put, 256 clients, three shards", Workload::Put, 256)
+    },
+    Shape {
+        keyspace: Keyspace::Spread,
+        ..shape("get-256-spread", "linearizable get, 256 clients, three shards", Workload::Get, 256)
+    },
     Shape {
         keyspace: Keyspace::Spread,
         distribution: Distribution::Zipfian,
-        ..shape("mixed-256-spread", "90% get, 10% put, zipfian, 3 shards", Workload::Mixed, 256)
+        ..shape("mixed-256-spread", "90% get, 10% put, 256 clients, three shards", Workload::Mixed, 256)
     },
 ];
 

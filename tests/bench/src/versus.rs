@@ -12,7 +12,7 @@ use kv_tests::cluster::Cluster;
 
 use crate::etcd::{Etcd, Spread};
 use crate::record::{Record, Sample};
-use crate::shapes::{Keyspace, Shape};
+use crate::shapes::{Keyspace, SPREAD_SHARDS, Shape};
 
 /// Keys written at once while loading: etcd takes at most 128 in one transaction.
 const LOAD_BATCH: u64 = 100;
@@ -36,21 +36,17 @@ pub(crate) struct Systems {
 }
 
 impl Systems {
-    /// Writes all keys to both, and to both keyspaces of ours if shapes want the other one.
-    pub(crate) async fn load(&self, shapes: &[Shape], plan: &Plan) -> Result<()> {
-        let mut keyspaces = vec![Keyspace::Default];
-        if shapes.iter().any(|shape| shape.keyspace == Keyspace::Spread) {
-            let (name, shards) = (Keyspace::Spread.name().to_owned(), u32::try_from(self.kv.nodes().count())?);
-            let request = CreateKeyspaceRequest { name, shards, ..CreateKeyspaceRequest::default() };
+    /// Writes all keys to a keyspace of ours, which is created if it is not there, and if it is the default one to etcd.
+    pub(crate) async fn load(&self, keyspace: Keyspace, plan: &Plan) -> Result<()> {
+        if keyspace == Keyspace::Spread {
+            let name = keyspace.name().to_owned();
+            let request = CreateKeyspaceRequest { name, shards: SPREAD_SHARDS, ..CreateKeyspaceRequest::default() };
             self.kv.admin().await?.create_keyspace(request).await?;
-            keyspaces.push(Keyspace::Spread);
         }
-        for keyspace in keyspaces {
-            for target in self.kv_targets(keyspace, false)?.iter().take(1) {
-                kv_load::load_keys(plan, target, LOAD_BATCH, |_| ()).await?;
-            }
+        for target in self.kv_targets(keyspace, false)?.iter().take(1) {
+            kv_load::load_keys(plan, target, LOAD_BATCH, |_| ()).await?;
         }
-        if let Some((etcd, spread)) = &self.etcd {
+        if let (Keyspace::Default, Some((etcd, spread))) = (keyspace, &self.etcd) {
             for target in etcd.targets(*spread, false).await?.iter().take(1) {
                 kv_load::load_keys(plan, target, LOAD_BATCH, |_| ()).await?;
             }
@@ -74,8 +70,9 @@ impl Systems {
         Ok(())
     }
 
+    /// Not again what another shape measured.
     async fn etcd(&self, shape: &Shape, plan: Plan, record: &mut Record) -> Result<()> {
-        if let Some((etcd, spread)) = &self.etcd {
+        if let (Keyspace::Default, Some((etcd, spread))) = (shape.keyspace, &self.etcd) {
             if shape.only_reads() {
                 etcd.calm().await?;
             }

@@ -101,6 +101,10 @@ fn a_name_is_taken_once_and_default_keeps_its_id() {
     let records = change.applied_to(&records, Timestamp(2));
     let records = keyspaces::create_default(&records, |_| true).unwrap().applied_to(&records, Timestamp(3));
     assert_eq!(records.keyspaces[&2].name, "default");
+    for keyspace in [2, 3] {
+        let shards = records.shards.values().filter(|shard| shard.keyspace_id == keyspace).count();
+        assert_eq!(shards, 2, "as many as the cluster has by default");
+    }
     assert_eq!(records.cluster.as_ref().unwrap().bootstrap_nodes, 0, "it is created once");
     let again = CreateKeyspaceRequest { name: "default".into(), ..Default::default() };
     assert!(matches!(keyspaces::create(&records, &again, |_| true), Err(ServiceError::AlreadyExists { .. })));
