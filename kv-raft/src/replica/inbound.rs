@@ -48,7 +48,7 @@ impl Inbound for Replica {
             }
             .boxed(),
             FrameKind::Checked => async move { self.checked(from.replica, &body) }.boxed(),
-            FrameKind::ReadIndex => async move { self.tell_index().await }.boxed(),
+            FrameKind::ReadIndex => async move { self.tell_index(from.replica).await }.boxed(),
             FrameKind::Confirm => futures::future::ready(self.confirm(&body)).boxed(),
             FrameKind::Unspecified => async { Err("a frame of no known kind".to_owned()) }.boxed(),
         }

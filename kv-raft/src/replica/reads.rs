@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use kv_proto::ids::ReplicaId;
 use kv_proto::pb::raft::v1::FrameKind;
 use kv_proto::timestamp::Timestamp;
 use openraft::ReadPolicy;
@@ -204,10 +205,11 @@ impl Replica {
     }
 
     /// A follower asks for [`Replica::read_index`].
-    pub(super) async fn tell_index(&self) -> Result<Bytes, String> {
+    pub(super) async fn tell_index(&self, follower: ReplicaId) -> Result<Bytes, String> {
         self.check_reads_here().map_err(|e| e.to_string())?;
         self.used();
         let index = self.read_index().await.map_err(|e| e.to_string())?;
+        self.outbound.hurry(follower);
         Ok(transport::encode_index(index))
     }
 

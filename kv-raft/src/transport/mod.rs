@@ -14,6 +14,10 @@ mod service;
 
 mod network;
 
+mod appends;
+
+mod thrift;
+
 mod snapshot;
 
 mod link;

@@ -1,19 +1,17 @@
 //! openraft's network, over links.
 //!
-//! Invariants: appends to one replica are sent and answered in order, several at a time; every call ends within its
-//! time limit; a pre-vote is asked, never assumed.
+//! Invariants: every call ends within its time limit; a pre-vote is asked, never assumed.
 //!
-//! Not here: how frames travel (link); snapshots (snapshot).
+//! Not here: how frames travel (link); which appends are sent when (appends); snapshots (snapshot).
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::{FuturesOrdered, Stream, StreamExt as _};
+use futures::stream::Stream;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::pb::raft::v1::{Frame, FrameKind};
 use openraft::base::{BoxFuture as RaftFuture, BoxStream};
@@ -22,28 +20,20 @@ use openraft::errors::{
 };
 use openraft::network::{RPCOption, RPCTypes};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
+use super::appends::{Append, Appended, Appends, Holding, Request};
 use super::link::{CallError, Link};
 use super::messages::{self, MessageError};
 use super::{Inner, snapshot};
 use crate::metrics::Stage;
 use crate::state_machine::SnapshotData;
-use crate::types::{LogId, Member, ShardRaft, SnapshotMeta, Vote};
-
-/// Append requests on their way to one replica at once: enough to hide a round trip and an fsync; what the follower
-/// has not answered, it holds in memory.
-const APPENDS_IN_FLIGHT: usize = 16;
-
-/// The same in bytes.
-const APPEND_BYTES_IN_FLIGHT: usize = 8 << 20;
-
-/// How long a request that carries nothing but a newer committed index waits for entries to travel with. Nobody waits
-/// for it but the follower's own state, and under load it would double the messages.
-const COMMIT_NOTICE_DELAY: Duration = Duration::from_millis(2);
+use crate::types::{Member, ShardRaft, SnapshotMeta, Vote};
 
 /// Sender and shard of what a replica sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +47,8 @@ pub(crate) struct ReplicaAddress {
 pub(crate) struct Outbound {
     committed: AtomicU64,
     silent: AtomicBool,
+    /// For whom what is held is wanted now.
+    hurry: Mutex<BTreeMap<ReplicaId, Arc<Notify>>>,
 }
 
 impl Outbound {
@@ -76,6 +68,15 @@ impl Outbound {
 
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Acquire)
+    }
+
+    /// What is held for a replica is sent at once: it waits for what it does not have yet.
+    pub(crate) fn hurry(&self, to: ReplicaId) {
+        self.hurry_of(to).notify_one();
+    }
+
+    fn hurry_of(&self, to: ReplicaId) -> Arc<Notify> {
+        Arc::clone(self.hurry.lock().entry(to).or_default())
     }
 }
 
@@ -98,7 +99,9 @@ impl RaftNetworkFactory<ShardRaft> for Network {
     async fn new_client(&mut self, target: u64, member: &Member) -> Connection {
         let to = ReplicaId(target);
         let link = self.inner.link(NodeId(member.node));
-        Connection { inner: Arc::clone(&self.inner), link, from: self.from, to, outbound: Arc::clone(&self.outbound) }
+        let (inner, outbound) = (Arc::clone(&self.inner), Arc::clone(&self.outbound));
+        let hurry = outbound.hurry_of(to);
+        Connection { inner, link, from: self.from, to, outbound, hurry }
     }
 }
 
@@ -109,6 +112,7 @@ pub(crate) struct Connection {
     from: ReplicaAddress,
     to: ReplicaId,
     outbound: Arc<Outbound>,
+    hurry: Arc<Notify>,
 }
 
 impl Connection {
@@ -141,26 +145,25 @@ impl Connection {
         )
     }
 
-    fn error(&self, action: RPCTypes, error: CallError) -> RPCError<ShardRaft> {
-        match error {
+    /// What a call's error is to openraft.
+    fn error(&self, action: RPCTypes) -> impl Fn(CallError) -> RPCError<ShardRaft> + use<> {
+        let (id, target) = (self.from.replica.0, self.to.0);
+        move |error| match error {
             CallError::Unreachable { .. } | CallError::Refused { .. } => {
                 Error::Unreachable(Unreachable::from_string(error))
             }
             CallError::QueueFull(_) => Error::Network(NetworkError::from_string(error)),
-            CallError::Timeout { after, .. } => {
-                Error::Timeout(Timeout { action, id: self.from.replica.0, target: self.to.0, timeout: after })
-            }
+            CallError::Timeout { after, .. } => Error::Timeout(Timeout { action, id, target, timeout: after }),
         }
     }
 
     /// The call is queued now; the future waits for the answer.
-    fn append(&self, request: &AppendEntriesRequest<ShardRaft>, within: Duration) -> Append {
-        let prev = request.prev_log_id;
-        let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+    fn append(&self, request: &Request, within: Duration) -> Append {
+        let error = self.error(RPCTypes::AppendEntries);
         if request.entries.is_empty() && self.outbound.is_silent() {
             let silent =
                 CallError::Unreachable { node: self.link.node(), reason: "no majority answers: silent".to_owned() };
-            return Append { answered: Box::pin(std::future::ready(Err(silent))), sent: Sent { prev, last, bytes: 0 } };
+            return Append { answer: Box::pin(std::future::ready(Err(error(silent)))), bytes: 0 };
         }
         self.outbound.tell_committed(request.leader_commit.map_or(0, |id| id.index));
         let body = messages::encode_append(request);
@@ -168,165 +171,14 @@ impl Connection {
         let observed = (!request.entries.is_empty()).then(|| Arc::clone(&self.inner.metrics));
         let sent = Instant::now();
         let answer = self.call(FrameKind::Append, body, within);
-        let answered = async move {
-            let answer = answer.await?;
+        let answer = async move {
+            let answer = answer.await.map_err(error)?;
             if let Some(metrics) = observed {
                 metrics.observe(Stage::Replicate, sent);
             }
-            Ok(answer)
+            decoded(messages::decode_appended(&answer))
         };
-        Append { answered: Box::pin(answered), sent: Sent { prev, last, bytes } }
-    }
-}
-
-struct Append {
-    answered: BoxFuture<'static, Result<Bytes, CallError>>,
-    sent: Sent,
-}
-
-/// What an answer is about.
-#[derive(Clone, Copy)]
-struct Sent {
-    prev: Option<LogId>,
-    last: Option<LogId>,
-    bytes: usize,
-}
-
-impl Sent {
-    fn result(
-        self,
-        response: AppendEntriesResponse<ShardRaft>,
-    ) -> Result<StreamAppendResult<ShardRaft>, MessageOrConflict> {
-        if response.is_conflict() && self.prev.is_none() {
-            return Err(MessageOrConflict::Conflict);
-        }
-        Ok(response.into_stream_result(self.prev, self.last))
-    }
-}
-
-/// An answer that makes no sense.
-#[derive(Debug, thiserror::Error)]
-enum MessageOrConflict {
-    #[error(transparent)]
-    Message(#[from] MessageError),
-    #[error("a conflict with the very beginning of the log")]
-    Conflict,
-}
-
-/// The state of a stream of appends.
-struct Pipeline<'s, S> {
-    connection: &'s Connection,
-    /// None once it ended, or after an error.
-    input: Option<S>,
-    in_flight: FuturesOrdered<BoxFuture<'static, Result<Bytes, CallError>>>,
-    sent: VecDeque<Sent>,
-    /// A request without entries that waits for company, and until when.
-    held: Option<(AppendEntriesRequest<ShardRaft>, Instant)>,
-    /// Entries were sent: what follows them is no probe.
-    begun: bool,
-    bytes: usize,
-    within: Duration,
-}
-
-type Appended = Result<StreamAppendResult<ShardRaft>, RPCError<ShardRaft>>;
-
-impl<'s, S> Pipeline<'s, S>
-where
-    S: Stream<Item = AppendEntriesRequest<ShardRaft>> + Send + Unpin,
-{
-    fn new(connection: &'s Connection, input: S, within: Duration) -> Self {
-        Self {
-            connection,
-            input: Some(input),
-            in_flight: FuturesOrdered::new(),
-            sent: VecDeque::new(),
-            held: None,
-            begun: false,
-            bytes: 0,
-            within,
-        }
-    }
-
-    async fn next(mut self) -> Option<(Appended, Self)> {
-        loop {
-            let has_room = self.sent.len() < APPENDS_IN_FLIGHT && self.bytes < APPEND_BYTES_IN_FLIGHT;
-            if self.input.is_none()
-                && let Some((request, _)) = self.held.take()
-            {
-                self.send(&request);
-            }
-            if self.sent.is_empty() && self.input.is_none() {
-                return None;
-            }
-            let held_until = self.held.as_ref().map(|(_, until)| *until);
-            tokio::select! {
-                Some(answer) = self.in_flight.next(), if !self.sent.is_empty() => {
-                    let appended = self.appended(answer);
-                    if !matches!(appended, Ok(Ok(_))) {
-                        // openraft starts over from what it knows to match.
-                        self.input = None;
-                        self.held = None;
-                        self.in_flight.clear();
-                        self.sent.clear();
-                    }
-                    return Some((appended, self));
-                }
-                request = next_of(&mut self.input), if has_room && self.input.is_some() => match request {
-                    Some(request) => self.accept(request),
-                    None => self.input = None,
-                },
-                () = passed(held_until), if held_until.is_some() => {
-                    if let Some((request, _)) = self.held.take() {
-                        self.send(&request);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends a request, or holds it back if it only tells a newer committed index. A later request tells it as well:
-    /// what is held then need not be sent, since an answer speaks for all that was asked before.
-    fn accept(&mut self, request: AppendEntriesRequest<ShardRaft>) {
-        let held = self.held.take();
-        if self.begun && request.entries.is_empty() {
-            let until = held.map_or_else(|| Instant::now() + COMMIT_NOTICE_DELAY, |(_, until)| until);
-            self.held = Some((request, until));
-        } else {
-            self.begun |= !request.entries.is_empty();
-            self.send(&request);
-        }
-    }
-
-    fn send(&mut self, request: &AppendEntriesRequest<ShardRaft>) {
-        let append = self.connection.append(request, self.within);
-        self.bytes += append.sent.bytes;
-        self.sent.push_back(append.sent);
-        self.in_flight.push_back(append.answered);
-    }
-
-    fn appended(&mut self, answer: Result<Bytes, CallError>) -> Appended {
-        let sent = self.sent.pop_front().expect("there is one sent request per call in flight");
-        self.bytes -= sent.bytes;
-        let answer = answer.map_err(|error| self.connection.error(RPCTypes::AppendEntries, error))?;
-        messages::decode_appended(&answer)
-            .map_err(MessageOrConflict::from)
-            .and_then(|response| sent.result(response))
-            .map_err(|error| Error::Network(NetworkError::from_string(error)))
-    }
-}
-
-/// Never, if there is no time to wait for.
-async fn passed(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_of<S: Stream + Unpin>(input: &mut Option<S>) -> Option<S::Item> {
-    match input {
-        Some(input) => input.next().await,
-        None => None,
+        Append { answer: Box::pin(answer), bytes }
     }
 }
 
@@ -338,9 +190,7 @@ impl RaftNetworkV2<ShardRaft> for Connection {
         request: AppendEntriesRequest<ShardRaft>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<ShardRaft>, RPCError<ShardRaft>> {
-        let append = self.append(&request, option.soft_ttl());
-        let answer = append.answered.await.map_err(|error| self.error(RPCTypes::AppendEntries, error))?;
-        decoded(messages::decode_appended(&answer))
+        self.append(&request, option.soft_ttl()).answer.await
     }
 
     fn stream_append<'s, S>(
@@ -354,8 +204,10 @@ impl RaftNetworkV2<ShardRaft> for Connection {
         // The option's time is a heartbeat's; entries wait for an fsync as well.
         let within = option.soft_ttl().max(self.inner.config.timing.append_answer());
         Box::pin(async move {
-            let answers = futures::stream::unfold(Pipeline::new(self, input, within), Pipeline::next);
-            Ok(Box::pin(answers) as BoxStream<'s, Appended>)
+            let this = &*self;
+            let send = move |request: &Request| this.append(request, within);
+            let appends = Appends::new(input, send, Holding::until(Arc::clone(&this.hurry)));
+            Ok(Box::pin(futures::stream::unfold(appends, Appends::next)) as BoxStream<'s, Appended>)
         })
     }
 
@@ -366,7 +218,7 @@ impl RaftNetworkV2<ShardRaft> for Connection {
     ) -> Result<VoteResponse<ShardRaft>, RPCError<ShardRaft>> {
         let body = messages::encode_vote_request(&request);
         let answer = self.call(FrameKind::Vote, body, option.soft_ttl()).await;
-        decoded(messages::decode_vote_response(&answer.map_err(|error| self.error(RPCTypes::Vote, error))?))
+        decoded(messages::decode_vote_response(&answer.map_err(self.error(RPCTypes::Vote))?))
     }
 
     async fn pre_vote(
@@ -376,7 +228,7 @@ impl RaftNetworkV2<ShardRaft> for Connection {
     ) -> Result<VoteResponse<ShardRaft>, RPCError<ShardRaft>> {
         let body = messages::encode_vote_request(&request);
         let answer = self.call(FrameKind::PreVote, body, option.soft_ttl()).await;
-        decoded(messages::decode_vote_response(&answer.map_err(|error| self.error(RPCTypes::Vote, error))?))
+        decoded(messages::decode_vote_response(&answer.map_err(self.error(RPCTypes::Vote))?))
     }
 
     async fn full_snapshot(
@@ -406,7 +258,7 @@ impl RaftNetworkV2<ShardRaft> for Connection {
     ) -> Result<TransferLeaderResponse<ShardRaft>, RPCError<ShardRaft>> {
         let body = messages::encode_transfer(&request);
         let answer = self.call(FrameKind::TransferLeader, body, option.soft_ttl()).await;
-        decoded(messages::decode_transferred(&answer.map_err(|error| self.error(RPCTypes::TransferLeader, error))?))
+        decoded(messages::decode_transferred(&answer.map_err(self.error(RPCTypes::TransferLeader))?))
     }
 }
 
