@@ -178,6 +178,14 @@ impl CommandBatch {
         self.0.first() == Some(&ORDER_FORMAT)
     }
 
+    /// How many commands it says it holds; none if it is an order.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let count = self.0.get(BATCH_HEADER_BYTES - 4..).and_then(|rest| rest.first_chunk::<4>());
+        let count = count.filter(|_| !self.is_order()).map_or(0, |count| u32::from_le_bytes(*count));
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
+
     /// The stamp and the order.
     pub fn decode_order(&self) -> Result<(Timestamp, Order), DecodeError> {
         let (format, rest) = self.0.split_first().ok_or_else(|| short("format"))?;

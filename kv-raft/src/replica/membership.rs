@@ -95,6 +95,7 @@ impl Replica {
         self.check_target(&status, to, TRANSFER_LAG_MAX)?;
         tracing::info!(shard = %self.shard, %to, "handing leadership over");
         failpoint!("membership.transfer_leader");
+        self.outbound.hurry(to);
         self.raft.trigger().transfer_leader(to.0).await.map_err(|_| MembershipError::Stopped)?;
         let mut leader = self.watch_leader();
         let passed = leader.wait_for(|leader| leader.is_some_and(|leader| leader.replica != self.replica));

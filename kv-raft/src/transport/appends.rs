@@ -1,7 +1,7 @@
 //! The stream of appends from a leader's replica to another.
 //!
-//! What nobody waits for is held for a moment, for company: a request that only tells a newer committed index, and small entries
-//! for a follower that a majority does without (thrift). A follower that waits for what is held says so.
+//! What nobody waits for is held for a moment, for company: a request that only tells a newer committed index, and a lone caller's
+//! entries for a follower that a majority does without (thrift). A follower that waits for what is held says so.
 //!
 //! Invariants: requests are sent and answered in the order of the log, several at a time; nothing is held for longer than it
 //! may; an error ends the stream, and openraft starts over from what it knows to match.
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, Stream, StreamExt as _};
+use openraft::EntryPayload;
 use openraft::errors::{NetworkError, RPCError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult};
 use tokio::sync::Notify;
@@ -34,13 +35,16 @@ const BYTES_IN_FLIGHT: usize = 8 << 20;
 /// follower's own state, and under load it would double the messages. tokio's timers add up to a millisecond.
 const NOTICE_WAITS: Duration = Duration::from_millis(2);
 
-/// How long entries for a spared follower wait. A lone client's writes, most of a millisecond each, come to ten or so in one
-/// message; twice as many hardly cost less.
+/// How long entries for a spared follower wait, and what is told of commits meanwhile. A lone caller's writes, most of a
+/// millisecond each, come to ten or so in one message; twice as many hardly cost less.
 const SPARED_WAITS: Duration = Duration::from_millis(10);
 
-/// Entries up to so many bytes together are held: a few commands, or a dozen small ones. Above it what a message carries costs
-/// more than the message.
-const HELD_BYTES: usize = 4 << 10;
+/// Entries of so many commands are those of a lone caller: what more callers wait for together is worth a message, and whichever follower
+/// is faster at the moment had better commit it.
+const LONE_COMMANDS: usize = 2;
+
+/// What waits has at most so many bytes. Above it an entry costs more than its message.
+const WAITING_BYTES: usize = 8 << 10;
 
 pub(super) type Request = AppendEntriesRequest<ShardRaft>;
 pub(super) type Answer = Result<AppendEntriesResponse<ShardRaft>, RPCError<ShardRaft>>;
@@ -89,8 +93,8 @@ struct Sent {
     prev: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
-    /// Whether it is not known committed yet; false without entries.
-    open: bool,
+    /// Of a lone caller, sent at once, and not known to be committed: whether the follower is late shows in it.
+    shows: bool,
 }
 
 /// A request that waits for company.
@@ -132,6 +136,8 @@ where
             }
             let held_until = self.held.as_ref().map(|held| held.until);
             tokio::select! {
+                // What has come tells whether what is held is committed.
+                biased;
                 Some(answer) = self.in_flight.next(), if !self.sent.is_empty() => {
                     let appended = self.appended(answer);
                     if !matches!(appended, Ok(Ok(_))) {
@@ -146,8 +152,8 @@ where
                     Some(request) => self.accept(request),
                     None => self.input = None,
                 },
-                () = passed(held_until), if held_until.is_some() => self.held_long_enough(),
-                () = self.holding.hurry.notified(), if held_until.is_some() => self.send_held(),
+                () = passed(held_until), if held_until.is_some() => self.send_waited(false),
+                () = self.holding.hurry.notified(), if held_until.is_some() => self.send_waited(true),
             }
         }
     }
@@ -164,22 +170,22 @@ where
             self.begun.then(|| told.map_or_else(|| Instant::now() + self.holding.notice, |held| held.until))
         } else {
             self.begun = true;
-            let may_wait = self.thrift.is_spared() && bytes <= HELD_BYTES;
+            let may_wait = self.thrift.is_spared() && is_lone(&request, bytes);
             may_wait.then(|| Instant::now() + self.holding.spared)
         };
         match until {
             Some(until) => self.held = Some(Held { request, bytes, until }),
-            None => self.send_now(&request),
+            None => self.send_now(&request, is_lone(&request, bytes)),
         }
     }
 
-    /// Adds a request to entries that are held, if it continues them and all of it is small; else returns it.
+    /// Adds a request to entries that are held, if it continues them and may wait as well; else returns it.
     fn join(&mut self, request: Request, bytes: usize) -> Option<Request> {
         let Some(held) = self.held.as_mut().filter(|held| !held.request.entries.is_empty()) else {
             return Some(request);
         };
         let last = held.request.entries.last().map(|entry| entry.log_id);
-        if held.bytes + bytes > HELD_BYTES || request.prev_log_id != last || request.vote != held.request.vote {
+        if request.prev_log_id != last || !is_lone(&request, held.bytes + bytes) {
             return Some(request);
         }
         held.bytes += bytes;
@@ -188,35 +194,35 @@ where
         None
     }
 
-    fn held_long_enough(&mut self) {
-        if let Some(held) = &self.held
-            && let Some(first) = held.request.entries.first()
-            && held.request.leader_commit < Some(first.log_id)
-        {
-            self.thrift.was_missed();
-        }
-        self.send_held();
-    }
-
+    /// Sends what is held, for something that must not overtake it.
     fn send_held(&mut self) {
         if let Some(held) = self.held.take() {
-            self.send_now(&held.request);
+            self.send_now(&held.request, false);
         }
     }
 
-    fn send_now(&mut self, request: &Request) {
+    /// Sends what is held because its time is over, or because the follower is in a hurry, which says nothing of the others.
+    fn send_waited(&mut self, in_a_hurry: bool) {
+        let Some(held) = self.held.take() else { return };
+        if let Some(first) = held.request.entries.first() {
+            self.thrift.has_waited(in_a_hurry || held.request.leader_commit >= Some(first.log_id));
+        }
+        self.send_now(&held.request, false);
+    }
+
+    fn send_now(&mut self, request: &Request, shows: bool) {
         let Append { answer, bytes } = (self.send)(request);
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id);
-        let open = last.is_some() && last > request.leader_commit;
+        let shows = shows && last > request.leader_commit;
         self.bytes += bytes;
-        self.sent.push_back(Sent { prev, last: last.or(prev), bytes, open });
+        self.sent.push_back(Sent { prev, last: last.or(prev), bytes, shows });
         self.in_flight.push_back(answer);
     }
 
     fn note_committed(&mut self, committed: Option<LogId>) {
-        for sent in self.sent.iter_mut().filter(|sent| sent.open && sent.last <= committed) {
-            sent.open = false;
+        for sent in self.sent.iter_mut().filter(|sent| sent.shows && sent.last <= committed) {
+            sent.shows = false;
             self.thrift.was_late();
         }
     }
@@ -225,7 +231,7 @@ where
         let sent = self.sent.pop_front().expect("there is one sent request per call in flight");
         self.bytes -= sent.bytes;
         let response = answer?;
-        if sent.open {
+        if sent.shows {
             self.thrift.was_in_time();
         }
         if response.is_conflict() && sent.prev.is_none() {
@@ -233,6 +239,15 @@ where
         }
         Ok(response.into_stream_result(sent.prev, sent.last))
     }
+}
+
+/// Whether a request, or it and what waits before it, may wait for company.
+fn is_lone(request: &Request, bytes: usize) -> bool {
+    let commands = request.entries.iter().map(|entry| match &entry.payload {
+        EntryPayload::Normal(batch) => batch.count(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    });
+    bytes <= WAITING_BYTES && commands.sum::<usize>() <= LONE_COMMANDS
 }
 
 /// Never, if there is no time to wait for.

@@ -1,8 +1,8 @@
 //! Raft messages of all shards between two nodes, over one long-lived stream per ordered node pair.
 //!
 //! A node sends requests on the stream it opened and gets the answers on the same stream. A message carries whatever
-//! frames wait at that moment, of whichever shards; nothing ever waits to be joined by more. Snapshots have
-//! connections of their own, so that they never stand before a heartbeat.
+//! frames wait at that moment, of whichever shards; no frame ever waits to be joined by more (what nobody waits for may wait before it
+//! becomes one: appends). Snapshots have connections of their own, so that they never stand before a heartbeat.
 //!
 //! Invariants: every queue is bounded, and a full one fails the new call, so a peer that hangs costs its own link's
 //! memory and no other peer's time; frames of one shard to one peer keep their order; a stream of another cluster,

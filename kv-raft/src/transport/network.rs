@@ -70,9 +70,11 @@ impl Outbound {
         self.silent.load(Ordering::Acquire)
     }
 
-    /// What is held for a replica is sent at once: it waits for what it does not have yet.
+    /// What is held for a replica is sent at once, or else what would be held next: it waits for what it does not have yet.
     pub(crate) fn hurry(&self, to: ReplicaId) {
-        self.hurry_of(to).notify_one();
+        if let Some(hurry) = self.hurry.lock().get(&to) {
+            hurry.notify_one();
+        }
     }
 
     fn hurry_of(&self, to: ReplicaId) -> Arc<Notify> {

@@ -1,48 +1,57 @@
-//! Which followers get small entries at once, and which a moment later, several in one message.
+//! Which followers get a lone caller's entries at once, and which a moment later, several in one message.
 //!
-//! An entry is committed once a majority has it, and while entries are small, sending one costs more than what it carries.
-//! So a follower whose answers come after the commit is spared: small entries for it wait for company. EPaxos calls it
+//! An entry is committed once a majority has it, and for an entry of a command or two, sending it costs more than what it
+//! carries. So a follower whose answers come after the commit is spared: such entries for it wait for company. EPaxos calls it
 //! thrifty to ask no more than a quorum (Moraru, Andersen, Kaminsky: "There is more consensus in egalitarian
 //! parliaments", SOSP 2013).
 //!
 //! The stream to each follower learns this by itself, from what it is told of commits: it need not know how many voters
 //! there are, nor which of the others answer.
 //!
-//! Invariants: a follower that a majority cannot do without is waited for in vain once, and then spared no more.
+//! Invariants: a follower without which nothing is committed is not spared after the first entries that waited in vain; nobody is
+//! spared for longer than [`TURNS`] without being as fast as it can once more.
 //!
 //! Not here: what is held, and how long (appends).
 
 /// So many entries in a row must be committed before a follower answers, until it is spared. Few, since two equals take turns
 /// in being late, and one that is spared wrongly costs one wait.
-const LATE_MIN: u32 = 3;
+const LATE: u32 = 3;
+
+/// So many times entries for it wait until it takes part again like everybody: those that are not spared may have become
+/// slow, though not so slow that it is missed. A second's worth.
+const TURNS: u32 = 100;
 
 /// What is known of one follower.
 #[derive(Debug, Default)]
 pub(super) struct Thrift {
-    spared: bool,
     late: u32,
+    turns: u32,
 }
 
 impl Thrift {
-    /// Whether small entries for it may wait.
+    /// Whether a lone caller's entries for it may wait.
     pub(super) fn is_spared(&self) -> bool {
-        self.spared
+        self.late >= LATE
     }
 
-    /// Entries were committed before it answered.
+    /// Such an entry was sent at once, and committed before it answered.
     pub(super) fn was_late(&mut self) {
-        self.late = self.late.saturating_add(1);
-        self.spared |= self.late >= LATE_MIN;
+        self.late += u32::from(!self.is_spared());
     }
 
-    /// It answered before the entries were committed, perhaps as one of the majority.
+    /// It answered before the entry was committed, perhaps as one of the majority.
     pub(super) fn was_in_time(&mut self) {
-        self.late = 0;
+        if !self.is_spared() {
+            self.late = 0;
+        }
     }
 
-    /// Its entries waited as long as they may and were not committed meanwhile.
-    pub(super) fn was_missed(&mut self) {
-        *self = Self::default();
+    /// Entries for it have waited; `committed` says whether they are, without it.
+    pub(super) fn has_waited(&mut self, committed: bool) {
+        self.turns += 1;
+        if !committed || self.turns >= TURNS {
+            *self = Self::default();
+        }
     }
 }
 
@@ -50,32 +59,44 @@ impl Thrift {
 mod tests {
     use super::*;
 
-    fn late(times: u32) -> Thrift {
+    fn spared() -> Thrift {
         let mut thrift = Thrift::default();
-        (0..times).for_each(|_| thrift.was_late());
+        (0..LATE).for_each(|_| thrift.was_late());
+        assert!(thrift.is_spared());
         thrift
     }
 
     #[test]
     fn a_follower_is_spared_once_it_was_late_a_few_times_in_a_row() {
-        assert!(!late(LATE_MIN - 1).is_spared());
-        assert!(late(LATE_MIN).is_spared());
-        let mut thrift = late(LATE_MIN - 1);
+        let mut thrift = Thrift::default();
+        (1..LATE).for_each(|_| thrift.was_late());
+        assert!(!thrift.is_spared());
         thrift.was_in_time();
-        (1..LATE_MIN).for_each(|_| thrift.was_late());
+        (1..LATE).for_each(|_| thrift.was_late());
         assert!(!thrift.is_spared(), "not in a row");
         thrift.was_late();
         assert!(thrift.is_spared());
+        thrift.was_in_time();
+        assert!(thrift.is_spared(), "what was on its way when it was spared says nothing of later");
     }
 
     #[test]
     fn one_that_is_missed_is_spared_no_more_until_it_is_late_again() {
-        let mut thrift = late(LATE_MIN);
-        thrift.was_in_time();
-        assert!(thrift.is_spared(), "a large entry that it answered first says nothing of small ones");
-        thrift.was_missed();
+        let mut thrift = spared();
+        thrift.has_waited(true);
+        assert!(thrift.is_spared());
+        thrift.has_waited(false);
         assert!(!thrift.is_spared());
-        (1..LATE_MIN).for_each(|_| thrift.was_late());
+        (1..LATE).for_each(|_| thrift.was_late());
+        assert!(!thrift.is_spared());
+    }
+
+    #[test]
+    fn one_that_was_spared_for_long_takes_part_again() {
+        let mut thrift = spared();
+        (1..TURNS).for_each(|_| thrift.has_waited(true));
+        assert!(thrift.is_spared());
+        thrift.has_waited(true);
         assert!(!thrift.is_spared());
     }
 }

@@ -1,10 +1,8 @@
-//! What is sent when, by a stream whose answers the test gives.
-
-use std::sync::Arc;
+//! What is sent when. All but the last test take the stream's steps by hand, so that no time passes.
 
 use futures::FutureExt as _;
+use futures::stream::{self, Pending};
 use kv_proto::timestamp::Timestamp;
-use openraft::EntryPayload;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,223 +12,232 @@ use super::*;
 use crate::command::{Command, CommandBatch, EncodedCommand, Operation};
 use crate::types::{Entry, LeaderId, Vote};
 
-/// Longest wait for anything that must happen.
-const DEADLINE: Duration = Duration::from_secs(30);
+const LEADER: LeaderId = LeaderId { term: 1, node_id: 1 };
 /// Held until something else has it sent.
 const LONG: Duration = Duration::from_secs(3600);
-const SHORT: Duration = Duration::from_millis(50);
 
 type Sends = Arc<Mutex<VecDeque<(Request, oneshot::Sender<Answer>)>>>;
-
-/// A stream to a follower, and the follower.
-struct Follower {
-    requests: mpsc::Sender<Request>,
-    sends: Sends,
-    hurry: Arc<Notify>,
-    answers: mpsc::Receiver<Appended>,
-    committed: Option<LogId>,
-    last: Option<LogId>,
-}
+type Send = Box<dyn Fn(&Request) -> Append + std::marker::Send>;
 
 fn log_id(index: u64) -> LogId {
-    LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index }
+    LogId { leader_id: LEADER, index }
 }
 
-fn entry(index: u64, bytes: usize) -> Entry {
+fn entry(index: u64, commands: usize, bytes: usize) -> Entry {
     let value = vec![0; bytes];
     let operations = vec![Operation::Put { key: b"k", value: &value }];
     let command = EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations });
-    Entry { log_id: log_id(index), payload: EntryPayload::Normal(CommandBatch::new(Timestamp(1), &[command])) }
+    let batch = CommandBatch::new(Timestamp(1), &vec![command; commands]);
+    assert_eq!(batch.count(), commands);
+    Entry { log_id: log_id(index), payload: EntryPayload::Normal(batch) }
 }
 
-impl Follower {
-    fn new(tasks: &TaskTracker, hold: Duration) -> Self {
-        let (requests, input) = mpsc::channel(16);
-        let (results, answers) = mpsc::channel(16);
-        let hurry = Arc::<Notify>::default();
-        let holding = Holding { hurry: Arc::clone(&hurry), notice: hold, spared: hold };
+/// A request after those of `last`.
+fn request(last: &mut Option<LogId>, entries: Vec<Entry>, committed: Option<LogId>) -> Request {
+    let prev_log_id = *last;
+    *last = entries.last().map(|entry| entry.log_id).or(prev_log_id);
+    Request { vote: Vote { leader_id: LEADER, committed: true }, prev_log_id, entries, leader_commit: committed }
+}
+
+fn recorded(sends: &Sends) -> Send {
+    let sends = Arc::clone(sends);
+    Box::new(move |request| {
+        let (answer, answered) = oneshot::channel();
+        sends.lock().push_back((request.clone(), answer));
+        Append { answer: async { answered.await.expect("the test answers") }.boxed(), bytes: 1 }
+    })
+}
+
+/// A stream to a follower whose steps are taken by hand.
+struct Steps {
+    appends: Appends<Pending<Request>, Send>,
+    sends: Sends,
+    last: Option<LogId>,
+    committed: Option<LogId>,
+}
+
+impl Steps {
+    fn new() -> Self {
         let sends = Sends::default();
-        let recorded = Arc::clone(&sends);
-        let send = move |request: &Request| {
-            let (answer, answered) = oneshot::channel();
-            recorded.lock().push_back((request.clone(), answer));
-            Append { answer: async { answered.await.expect("the test answers") }.boxed(), bytes: 1 }
-        };
-        tasks.spawn(async move {
-            let mut appends = Appends::new(ReceiverStream::new(input), send, holding);
-            while let Some((appended, rest)) = appends.next().await {
-                let _ = results.send(appended).await;
-                appends = rest;
-            }
-        });
-        Self { requests, sends, hurry, answers, committed: None, last: None }
+        let appends = Appends::new(stream::pending(), recorded(&sends), Holding::until(Arc::default()));
+        Self { appends, sends, last: None, committed: None }
     }
 
-    /// The leader's next request, with so many bytes for each entry.
-    async fn ask(&mut self, entries: &[usize]) {
-        let prev_log_id = self.last;
-        let first = prev_log_id.map_or(0, |id| id.index + 1);
-        let entries: Vec<Entry> = entries.iter().zip(first..).map(|(bytes, index)| entry(index, *bytes)).collect();
-        self.last = entries.last().map(|entry| entry.log_id).or(prev_log_id);
-        let vote = Vote { leader_id: LeaderId { term: 1, node_id: 1 }, committed: true };
-        let request = Request { vote, prev_log_id, entries, leader_commit: self.committed };
-        self.requests.send(request).await.unwrap();
+    /// One entry of so many commands with values of so many bytes.
+    fn ask(&mut self, commands: usize, bytes: usize) {
+        let next = self.last.map_or(0, |last| last.index + 1);
+        let request = request(&mut self.last, vec![entry(next, commands, bytes)], self.committed);
+        self.appends.accept(request);
     }
 
-    /// A majority has all entries, with this follower or without, and the stream knows.
-    async fn commit(&mut self) {
+    /// A majority has everything, and the stream is told.
+    fn commit(&mut self) {
         self.committed = self.last;
-        self.ask(&[]).await;
-        while self.requests.capacity() < self.requests.max_capacity() {
-            tokio::task::yield_now().await;
+        let request = request(&mut self.last, Vec::new(), self.committed);
+        self.appends.accept(request);
+    }
+
+    /// The next request that was sent: of which entries, and what it told of commits.
+    fn sent(&mut self) -> Option<(Vec<u64>, Option<u64>)> {
+        let (request, _) = self.sends.lock().pop_front()?;
+        let indexes = request.entries.iter().map(|entry| entry.log_id.index).collect();
+        Some((indexes, request.leader_commit.map(|id| id.index)))
+    }
+
+    /// It answers the oldest request; through which index.
+    fn answers(&mut self) -> Option<u64> {
+        let appended = self.appends.appended(Ok(AppendEntriesResponse::Success));
+        appended.unwrap().unwrap().map(|id| id.index)
+    }
+
+    /// Entries that are committed before it answers, until it is spared.
+    fn spared() -> Self {
+        let mut steps = Self::new();
+        for index in 0..3_u64 {
+            assert!(!steps.appends.thrift.is_spared());
+            steps.ask(1, 100);
+            assert_eq!(steps.sent(), Some((vec![index], index.checked_sub(1))));
+            steps.commit();
+            assert_eq!(steps.answers(), Some(index));
         }
-    }
-
-    /// The next request the follower gets: how many entries, and the answer to it.
-    async fn gets(&self) -> (Request, oneshot::Sender<Answer>) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(sent) = self.sends.lock().pop_front() {
-                return sent;
-            }
-            assert!(Instant::now() < deadline, "nothing was sent");
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// It gets so many entries in one request, and answers.
-    async fn takes(&mut self, entries: usize) {
-        let (request, answer) = self.gets().await;
-        assert_eq!(request.entries.len(), entries, "{request:?}");
-        self.answers(answer).await;
-    }
-
-    async fn answers(&mut self, answer: oneshot::Sender<Answer>) {
-        answer.send(Ok(AppendEntriesResponse::Success)).unwrap();
-        self.answers.recv().await.unwrap().unwrap().unwrap();
-    }
-
-    /// So many entries that are committed before it answers.
-    async fn comes_late(&mut self, times: u32) {
-        for _ in 0..times {
-            self.ask(&[100]).await;
-            let (request, answer) = self.gets().await;
-            assert_eq!(request.entries.len(), 1);
-            self.commit().await;
-            self.answers(answer).await;
-        }
+        assert!(steps.appends.thrift.is_spared());
+        steps
     }
 }
 
-#[tokio::test]
-async fn entries_are_sent_at_once_and_what_only_tells_a_commit_goes_with_the_next() {
-    let tasks = TaskTracker::new();
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.ask(&[]).await;
-    follower.takes(0).await;
-    follower.ask(&[100]).await;
-    follower.takes(1).await;
-    follower.commit().await;
-    assert!(follower.sends.lock().is_empty(), "it waits for company");
-    follower.ask(&[100]).await;
-    let (request, answer) = follower.gets().await;
-    assert_eq!((request.entries.len(), request.leader_commit), (1, Some(log_id(0))));
-    follower.answers(answer).await;
-    assert!(follower.sends.lock().is_empty(), "the commit was told with the entry");
-
-    let mut follower = Follower::new(&tasks, SHORT);
-    follower.ask(&[100]).await;
-    follower.takes(1).await;
-    follower.commit().await;
-    follower.takes(0).await;
+#[test]
+fn entries_are_sent_at_once_and_what_only_tells_a_commit_goes_with_the_next() {
+    let mut steps = Steps::new();
+    steps.commit();
+    assert_eq!(steps.sent(), Some((vec![], None)), "a probe");
+    steps.ask(1, 100);
+    steps.commit();
+    assert_eq!((steps.sent(), steps.sent()), (Some((vec![0], None)), None));
+    let until = steps.appends.held.as_ref().unwrap().until;
+    steps.commit();
+    assert_eq!(steps.appends.held.as_ref().unwrap().until, until, "it waits no longer for being told twice");
+    steps.ask(1, 100);
+    assert_eq!((steps.sent(), steps.sent()), (Some((vec![1], Some(0))), None));
+    steps.commit();
+    steps.appends.send_waited(false);
+    assert_eq!(steps.sent(), Some((vec![], Some(1))));
+    assert_eq!([(); 4].map(|()| steps.answers()), [None, Some(0), Some(1), Some(1)]);
 }
 
-#[tokio::test]
-async fn a_follower_that_comes_late_gets_small_entries_together() {
-    let tasks = TaskTracker::new();
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.comes_late(3).await;
-    for _ in 0..3 {
-        follower.ask(&[100]).await;
-        follower.commit().await;
+#[test]
+fn a_follower_that_comes_late_gets_a_lone_callers_entries_together() {
+    let mut steps = Steps::spared();
+    for _ in 3..6 {
+        steps.ask(1, 100);
+        steps.commit();
     }
-    assert!(follower.sends.lock().is_empty(), "they wait for company");
-    follower.ask(&[HELD_BYTES]).await;
-    let (request, answer) = follower.gets().await;
-    assert_eq!((request.entries.len(), request.leader_commit), (3, Some(log_id(5))));
-    follower.answers(answer).await;
-    follower.takes(1).await;
-
-    let mut follower = Follower::new(&tasks, SHORT);
-    follower.comes_late(3).await;
-    follower.ask(&[100]).await;
-    follower.commit().await;
-    let (request, answer) = follower.gets().await;
-    assert_eq!((request.entries.len(), request.leader_commit), (1, follower.last));
-    follower.answers(answer).await;
+    assert_eq!(steps.sent(), None);
+    steps.appends.send_waited(false);
+    assert_eq!((steps.sent(), steps.sent()), (Some((vec![3, 4, 5], Some(5))), None));
+    assert_eq!(steps.answers(), Some(5));
+    assert!(steps.appends.thrift.is_spared(), "a majority did without it");
 }
 
-#[tokio::test]
-async fn a_spared_follower_whose_entries_are_not_committed_without_it_is_spared_no_more() {
-    let tasks = TaskTracker::new();
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.comes_late(2).await;
-    follower.ask(&[100]).await;
-    follower.takes(1).await;
-    follower.comes_late(2).await;
-    follower.ask(&[100]).await;
-    follower.takes(1).await;
+#[test]
+fn what_waits_goes_before_what_does_not_and_is_bounded() {
+    let mut steps = Steps::spared();
+    steps.ask(1, 100);
+    steps.ask(LONE_COMMANDS + 1, 100);
+    assert_eq!((steps.sent(), steps.sent()), (Some((vec![3], Some(2))), Some((vec![4], Some(2)))));
+    steps.ask(1, WAITING_BYTES);
+    assert_eq!(steps.sent(), Some((vec![5], Some(2))), "too large");
+    for index in 6..9 {
+        steps.ask(1, WAITING_BYTES / 2 - 100);
+        assert_eq!(steps.sent().is_some(), index == 8, "two of them fill it");
+    }
+    steps.ask(1, 100);
+    steps.appends.send_waited(true);
+    assert_eq!(steps.sent(), Some((vec![8, 9], Some(2))));
+}
 
-    let mut follower = Follower::new(&tasks, SHORT);
-    follower.comes_late(3).await;
-    let mut is_held_for = async || {
-        let asked = Instant::now();
-        follower.ask(&[100]).await;
-        follower.takes(1).await;
-        asked.elapsed()
-    };
-    assert!(is_held_for().await >= SHORT, "it was spared");
+#[test]
+fn a_follower_without_which_nothing_is_committed_is_spared_no_more() {
+    let mut steps = Steps::spared();
+    steps.ask(1, 100);
+    steps.appends.send_waited(false);
+    assert_eq!(steps.sent(), Some((vec![3], Some(2))));
+    steps.ask(1, 100);
+    assert_eq!(steps.sent(), Some((vec![4], Some(2))));
+    assert_eq!((steps.answers(), steps.answers()), (Some(3), Some(4)));
+    steps.commit();
+    for _ in 0..2 {
+        steps.ask(1, 100);
+        assert!(steps.sent().is_some());
+        steps.commit();
+        steps.answers();
+    }
+    assert!(!steps.appends.thrift.is_spared(), "late twice since");
+}
+
+#[test]
+fn only_a_lone_callers_entries_sent_at_once_show_who_is_late() {
+    let mut steps = Steps::new();
     for _ in 0..10 {
-        if is_held_for().await < SHORT {
-            return;
-        }
+        steps.ask(LONE_COMMANDS + 1, 100);
+        steps.commit();
+        steps.answers();
     }
-    panic!("its entries wait although they are not committed without it");
+    assert!(!steps.appends.thrift.is_spared());
+}
+
+#[test]
+fn a_hurry_sends_what_is_held_and_the_follower_is_still_spared() {
+    let mut steps = Steps::spared();
+    steps.ask(1, 100);
+    steps.appends.send_waited(true);
+    assert_eq!(steps.sent(), Some((vec![3], Some(2))));
+    assert!(steps.appends.thrift.is_spared());
 }
 
 #[tokio::test]
-async fn a_follower_in_a_hurry_gets_what_is_held_and_is_still_spared() {
-    let tasks = TaskTracker::new();
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.comes_late(3).await;
-    follower.ask(&[100]).await;
-    follower.commit().await;
-    assert!(follower.sends.lock().is_empty());
-    follower.hurry.notify_one();
-    let (request, answer) = follower.gets().await;
-    assert_eq!((request.entries.len(), request.leader_commit), (1, follower.last));
-    follower.answers(answer).await;
-    follower.ask(&[100]).await;
-    follower.commit().await;
-    assert!(follower.sends.lock().is_empty());
-}
+async fn the_stream_ends_with_what_was_held_or_with_an_error_and_hurries_when_told() {
+    let begin = |sends: &Sends, hurry: &Arc<Notify>| {
+        let (requests, input) = mpsc::channel(16);
+        let holding = Holding { hurry: Arc::clone(hurry), notice: LONG, spared: LONG };
+        let appends = Appends::new(ReceiverStream::new(input), recorded(sends), holding);
+        (requests, stream::unfold(appends, Appends::next).boxed())
+    };
+    let (sends, hurry) = (Sends::default(), Arc::<Notify>::default());
+    let (requests, mut answers) = begin(&sends, &hurry);
+    let (tasks, mut last) = (TaskTracker::new(), None);
+    let answering = Arc::clone(&sends);
+    let follower = tasks.spawn(async move {
+        let mut indexes = Vec::new();
+        while indexes.last() != Some(&2) {
+            let Some((request, answer)) = answering.lock().pop_front() else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            indexes.push(request.leader_commit.map_or(0, |id| id.index));
+            let _ = answer.send(Ok(AppendEntriesResponse::Success));
+        }
+        indexes
+    });
+    for committed in [None, Some(log_id(0))] {
+        let entries = committed.is_none().then(|| entry(0, 1, 100)).into_iter().collect();
+        requests.send(request(&mut last, entries, committed)).await.unwrap();
+    }
+    assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(0)));
+    assert!(answers.next().now_or_never().is_none(), "the notice waits");
+    hurry.notify_one();
+    assert!(answers.next().await.is_some());
+    requests.send(request(&mut last, Vec::new(), Some(log_id(2)))).await.unwrap();
+    drop(requests);
+    assert!(answers.next().await.is_some(), "the end of the stream sends what is held");
+    assert!(answers.next().await.is_none());
+    assert_eq!(follower.await.unwrap(), [0, 0, 2]);
 
-#[tokio::test]
-async fn what_is_held_is_sent_when_the_stream_ends_and_nothing_after_an_error() {
-    let tasks = TaskTracker::new();
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.comes_late(3).await;
-    follower.ask(&[100]).await;
-    follower.requests = mpsc::channel(1).0;
-    follower.takes(1).await;
-    assert!(follower.answers.recv().await.is_none());
-
-    let mut follower = Follower::new(&tasks, LONG);
-    follower.ask(&[100]).await;
-    let (_, answer) = follower.gets().await;
-    follower.commit().await;
+    let sends = Sends::default();
+    let (requests, mut answers) = begin(&sends, &hurry);
+    requests.send(request(&mut None, vec![entry(0, 1, 100)], None)).await.unwrap();
+    assert!(answers.next().now_or_never().is_none());
+    let (_, answer) = sends.lock().pop_front().unwrap();
     answer.send(Ok(AppendEntriesResponse::Conflict)).unwrap();
-    assert!(follower.answers.recv().await.unwrap().is_err(), "a conflict with the very beginning");
-    assert!(follower.answers.recv().await.is_none());
-    assert!(follower.sends.lock().is_empty());
+    assert!(answers.next().await.unwrap().is_err(), "a conflict with the very beginning");
+    assert!(answers.next().await.is_none());
 }
