@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use kv_proto::ids::{NodeId, ReplicaId, ShardId};
 use kv_proto::key_range::KeyRange;
 use kv_proto::pb::raft::v1::FrameKind;
@@ -163,6 +164,20 @@ async fn an_index_is_confirmed_only_in_the_term_of_what_was_applied_last() {
     assert_eq!(replica.confirmed_index().await, Some(applied + 5), "the others may have applied it");
     replica.log.clone().save_vote(&Vote::new(1000, 1)).await.unwrap();
     assert_eq!(replica.confirmed_index().await, None, "of this term nothing is applied");
+    end(context, replica).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_asks_for_a_read_index_gets_what_is_held_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = engines(folder.path());
+    let context = context(&engines, &Timing::default());
+    let replica = lead(&context).await;
+    let [asks, silent] = [2, 3].map(|follower| replica.outbound.hurry_of(ReplicaId(follower)));
+    let from = Origin { node: NodeId(2), replica: ReplicaId(2) };
+    Arc::clone(&replica).handle(from, FrameKind::ReadIndex, Bytes::new()).await.unwrap();
+    assert!(asks.notified().now_or_never().is_some());
+    assert!(silent.notified().now_or_never().is_none());
     end(context, replica).await;
 }
 

@@ -77,7 +77,8 @@ impl Outbound {
         }
     }
 
-    fn hurry_of(&self, to: ReplicaId) -> Arc<Notify> {
+    /// Told when what is held for a replica is wanted.
+    pub(crate) fn hurry_of(&self, to: ReplicaId) -> Arc<Notify> {
         Arc::clone(self.hurry.lock().entry(to).or_default())
     }
 }
