@@ -181,9 +181,7 @@ impl CommandBatch {
     /// How many commands it says it holds; none if it is an order.
     #[must_use]
     pub fn count(&self) -> usize {
-        let count = self.0.get(BATCH_HEADER_BYTES - 4..).and_then(|rest| rest.first_chunk::<4>());
-        let count = count.filter(|_| !self.is_order()).map_or(0, |count| u32::from_le_bytes(*count));
-        usize::try_from(count).unwrap_or(usize::MAX)
+        self.header().map_or(0, |(_, count, _)| count)
     }
 
     /// The stamp and the order.
@@ -226,14 +224,8 @@ impl CommandBatch {
 
     /// The stamp and the commands, borrowing from the batch.
     pub fn decode(&self) -> Result<(Timestamp, Vec<Command<'_>>), DecodeError> {
-        let (header, mut rest) = self.0.split_at_checked(BATCH_HEADER_BYTES).ok_or_else(|| short("header"))?;
-        let (format, header) = header.split_first().ok_or_else(|| short("format"))?;
-        if *format != BATCH_FORMAT {
-            return Err(DecodeError(format!("format {format} is not known, only {BATCH_FORMAT}")));
-        }
-        let (stamp, count) = header.split_first_chunk::<8>().ok_or_else(|| short("stamp"))?;
-        let count = u32::from_le_bytes(count.try_into().map_err(|_| short("count"))?);
-        let mut commands = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(rest.len()));
+        let (stamp, count, mut rest) = self.header()?;
+        let mut commands = Vec::with_capacity(count.min(rest.len()));
         for _ in 0..count {
             let (command, read) =
                 bincode::borrow_decode_from_slice(rest, bincode_config()).map_err(|e| DecodeError(e.to_string()))?;
@@ -243,7 +235,19 @@ impl CommandBatch {
         if !rest.is_empty() {
             return Err(DecodeError(format!("{} bytes left over", rest.len())));
         }
-        Ok((Timestamp(u64::from_le_bytes(*stamp)), commands))
+        Ok((stamp, commands))
+    }
+
+    /// The stamp, how many commands follow, and their bytes.
+    fn header(&self) -> Result<(Timestamp, usize, &[u8]), DecodeError> {
+        let (header, rest) = self.0.split_at_checked(BATCH_HEADER_BYTES).ok_or_else(|| short("header"))?;
+        let (format, header) = header.split_first().ok_or_else(|| short("format"))?;
+        if *format != BATCH_FORMAT {
+            return Err(DecodeError(format!("format {format} is not known, only {BATCH_FORMAT}")));
+        }
+        let (stamp, count) = header.split_first_chunk::<8>().ok_or_else(|| short("stamp"))?;
+        let count = u32::from_le_bytes(count.try_into().map_err(|_| short("count"))?);
+        Ok((Timestamp(u64::from_le_bytes(*stamp)), usize::try_from(count).unwrap_or(usize::MAX), rest))
     }
 }
 

@@ -105,6 +105,20 @@ struct Held {
     until: Instant,
 }
 
+impl Held {
+    /// Whether these are entries that a request continues, and there is room for it.
+    fn takes(&self, request: &Request, bytes: usize) -> bool {
+        let last = self.request.entries.last().map(|entry| entry.log_id);
+        last.is_some() && request.prev_log_id == last && self.bytes + bytes <= WAITING_BYTES
+    }
+
+    fn add(&mut self, request: Request, bytes: usize) {
+        self.bytes += bytes;
+        self.request.leader_commit = request.leader_commit;
+        self.request.entries.extend(request.entries);
+    }
+}
+
 impl<S, F> Appends<S, F>
 where
     S: Stream<Item = Request> + Send + Unpin,
@@ -129,7 +143,7 @@ where
         loop {
             let has_room = self.sent.len() < IN_FLIGHT && self.bytes < BYTES_IN_FLIGHT;
             if self.input.is_none() {
-                self.send_held();
+                self.send_held(false);
             }
             if self.sent.is_empty() && self.input.is_none() {
                 return None;
@@ -152,8 +166,8 @@ where
                     Some(request) => self.accept(request),
                     None => self.input = None,
                 },
-                () = passed(held_until), if held_until.is_some() => self.send_waited(false),
-                () = self.holding.hurry.notified(), if held_until.is_some() => self.send_waited(true),
+                () = passed(held_until), if held_until.is_some() => self.send_held(true),
+                () = self.holding.hurry.notified(), if held_until.is_some() => self.send_held(false),
             }
         }
     }
@@ -162,50 +176,31 @@ where
     fn accept(&mut self, request: Request) {
         self.note_committed(request.leader_commit);
         let bytes = request.entries.iter().map(codec::entry_bytes).sum();
-        let Some(request) = self.join(request, bytes) else { return };
+        let lone = is_lone(&request, bytes);
+        if let Some(held) = self.held.as_mut().filter(|held| lone && held.takes(&request, bytes)) {
+            held.add(request, bytes);
+            return;
+        }
         // What was held to tell a committed index is told by this one: an answer speaks for all that was asked before.
         let told = self.held.take_if(|held| held.request.entries.is_empty());
-        self.send_held();
+        self.send_held(false);
         let until = if request.entries.is_empty() {
             self.begun.then(|| told.map_or_else(|| Instant::now() + self.holding.notice, |held| held.until))
         } else {
             self.begun = true;
-            let may_wait = self.thrift.is_spared() && is_lone(&request, bytes);
-            may_wait.then(|| Instant::now() + self.holding.spared)
+            (lone && self.thrift.is_spared()).then(|| Instant::now() + self.holding.spared)
         };
         match until {
             Some(until) => self.held = Some(Held { request, bytes, until }),
-            None => self.send_now(&request, is_lone(&request, bytes)),
+            None => self.send_now(&request, lone),
         }
     }
 
-    /// Adds a request to entries that are held, if it continues them and may wait as well; else returns it.
-    fn join(&mut self, request: Request, bytes: usize) -> Option<Request> {
-        let Some(held) = self.held.as_mut().filter(|held| !held.request.entries.is_empty()) else {
-            return Some(request);
-        };
-        let last = held.request.entries.last().map(|entry| entry.log_id);
-        if request.prev_log_id != last || !is_lone(&request, held.bytes + bytes) {
-            return Some(request);
-        }
-        held.bytes += bytes;
-        held.request.leader_commit = request.leader_commit;
-        held.request.entries.extend(request.entries);
-        None
-    }
-
-    /// Sends what is held, for something that must not overtake it.
-    fn send_held(&mut self) {
-        if let Some(held) = self.held.take() {
-            self.send_now(&held.request, false);
-        }
-    }
-
-    /// Sends what is held because its time is over, or because the follower is in a hurry, which says nothing of the others.
-    fn send_waited(&mut self, in_a_hurry: bool) {
+    /// Sends what is held. Only once its time is over does it say that the follower was missed if it is not committed.
+    fn send_held(&mut self, time_is_over: bool) {
         let Some(held) = self.held.take() else { return };
         if let Some(first) = held.request.entries.first() {
-            self.thrift.has_waited(in_a_hurry || held.request.leader_commit >= Some(first.log_id));
+            self.thrift.has_waited(!time_is_over || held.request.leader_commit >= Some(first.log_id));
         }
         self.send_now(&held.request, false);
     }
@@ -241,7 +236,7 @@ where
     }
 }
 
-/// Whether a request, or it and what waits before it, may wait for company.
+/// Whether a request may wait for company.
 fn is_lone(request: &Request, bytes: usize) -> bool {
     let commands = request.entries.iter().map(|entry| match &entry.payload {
         EntryPayload::Normal(batch) => batch.count(),

@@ -119,7 +119,7 @@ fn entries_are_sent_at_once_and_what_only_tells_a_commit_goes_with_the_next() {
     steps.ask(1, 100);
     assert_eq!((steps.sent(), steps.sent()), (Some((vec![1], Some(0))), None));
     steps.commit();
-    steps.appends.send_waited(false);
+    steps.appends.send_held(true);
     assert_eq!(steps.sent(), Some((vec![], Some(1))));
     assert_eq!([(); 4].map(|()| steps.answers()), [None, Some(0), Some(1), Some(1)]);
 }
@@ -132,7 +132,7 @@ fn a_follower_that_comes_late_gets_a_lone_callers_entries_together() {
         steps.commit();
     }
     assert_eq!(steps.sent(), None);
-    steps.appends.send_waited(false);
+    steps.appends.send_held(true);
     assert_eq!((steps.sent(), steps.sent()), (Some((vec![3, 4, 5], Some(5))), None));
     assert_eq!(steps.answers(), Some(5));
     assert!(steps.appends.thrift.is_spared(), "a majority did without it");
@@ -151,7 +151,7 @@ fn what_waits_goes_before_what_does_not_and_is_bounded() {
         assert_eq!(steps.sent().is_some(), index == 8, "two of them fill it");
     }
     steps.ask(1, 100);
-    steps.appends.send_waited(true);
+    steps.appends.send_held(false);
     assert_eq!(steps.sent(), Some((vec![8, 9], Some(2))));
 }
 
@@ -159,7 +159,7 @@ fn what_waits_goes_before_what_does_not_and_is_bounded() {
 fn a_follower_without_which_nothing_is_committed_is_spared_no_more() {
     let mut steps = Steps::spared();
     steps.ask(1, 100);
-    steps.appends.send_waited(false);
+    steps.appends.send_held(true);
     assert_eq!(steps.sent(), Some((vec![3], Some(2))));
     steps.ask(1, 100);
     assert_eq!(steps.sent(), Some((vec![4], Some(2))));
@@ -189,7 +189,7 @@ fn only_a_lone_callers_entries_sent_at_once_show_who_is_late() {
 fn a_hurry_sends_what_is_held_and_the_follower_is_still_spared() {
     let mut steps = Steps::spared();
     steps.ask(1, 100);
-    steps.appends.send_waited(true);
+    steps.appends.send_held(false);
     assert_eq!(steps.sent(), Some((vec![3], Some(2))));
     assert!(steps.appends.thrift.is_spared());
 }
