@@ -56,13 +56,12 @@ pub fn keep_only(file: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Turns one bit around, at the given share of the file's length.
+/// Turns one bit around, at the given share of the bytes that are not zero: zeros may be what fills a file up.
 pub fn flip_bit(file: &Path, percent: usize) -> Result<()> {
     let mut bytes = fs::read(file)?;
-    ensure!(!bytes.is_empty(), "{} is empty", file.display());
-    let position = (bytes.len() - 1) * percent / 100;
-    let byte = bytes.get_mut(position).context("a share of the length lies within")?;
-    *byte ^= 0x10;
+    let written = bytes.iter().filter(|byte| **byte != 0).count();
+    let byte = bytes.iter_mut().filter(|byte| **byte != 0).nth(written * percent / 100);
+    *byte.with_context(|| format!("{} is empty", file.display()))? ^= 0x10;
     fs::write(file, bytes)?;
     Ok(())
 }

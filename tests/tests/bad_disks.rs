@@ -89,7 +89,10 @@ struct Nodes {
 
 impl Nodes {
     async fn start(folder: &Path) -> Result<Self> {
-        let settings = Settings::default().line("flush_interval = \"200ms\"").line("log_entries_kept = 200");
+        let settings = Settings::default()
+            .line("flush_interval = \"200ms\"")
+            .line("log_entries_kept = 200")
+            .line("log_cache = \"1MiB\"");
         let mut cluster = Cluster::start(settings).await?;
         let mut disks = Vec::new();
         for number in 1..=3 {

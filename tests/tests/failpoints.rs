@@ -78,6 +78,8 @@ impl Storm {
             // Far less than is written while a node is away, far more than checks write until one has come back: what is
             // purged by then is not truncated.
             .line("log_bytes_kept = \"16KiB\"")
+            // Small segments of the log, so that they come and go.
+            .line("log_cache = \"1MiB\"")
             .line("check_interval = \"500ms\"")
             // A check that takes longer than that is overtaken by the next.
             .line("check_bytes_per_second = 0")

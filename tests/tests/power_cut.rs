@@ -20,9 +20,9 @@ const CUTS: u64 = 4;
 /// By `just proof`.
 const PROOF_CUTS: u64 = 20;
 
-/// Flushes and purges all the time, so that a cut meets those too.
+/// Flushes and purges all the time, so that a cut meets those too, and segments of the log that begin, go and are used again.
 fn settings() -> Settings {
-    let lines = ["flush_interval = \"200ms\"", "log_entries_kept = 100"];
+    let lines = ["flush_interval = \"200ms\"", "log_entries_kept = 100", "log_cache = \"1MiB\""];
     lines.into_iter().fold(Settings::default().mains(), Settings::line)
 }
 

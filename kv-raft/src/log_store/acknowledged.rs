@@ -1,8 +1,8 @@
-//! The file `ACKNOWLEDGED`: how far the log database was synced before anything was acknowledged.
+//! The file `ACKNOWLEDGED`: how far the log was synced before anything was acknowledged.
 //!
-//! After each fsync, and before any callback, the writer notes the database's sequence number here. The note itself is
+//! After each fsync, and before any callback, the writer notes the last record's sequence here. The note itself is
 //! not synced each time (that would double the cost of a write): the kernel keeps it when the process dies, and it is
-//! synced whenever the writer was idle. A database that recovers less than the note says lost acknowledged writes, and does
+//! synced whenever the writer was idle. A log that ends before what the note says lost acknowledged writes, and does
 //! not open; without the note a rotten last record could not be told from a torn one. What remains is a power cut in
 //! a busy moment together with rot of exactly the last record.
 //!
@@ -10,7 +10,7 @@
 //!
 //! Invariants: never ahead of what is durable; the open file is locked, so a folder has one engine.
 //!
-//! Not here: damage before the last record (wal).
+//! Not here: damage before the last record (replay).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,10 +20,14 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::error::OpenError;
+use super::record::FORMAT;
+use super::segment;
 use crate::codec;
 
-/// Its name. Sorts before RocksDB's `CURRENT`: a copy made in this order never holds a note ahead of the database.
+/// Its name. Sorts before those of segments: a copy made in this order never holds a note ahead of the log.
 pub(super) const FILE: &str = "ACKNOWLEDGED";
+/// A file of format 1, which was a RocksDB.
+const FORMAT_1: &str = "CURRENT";
 /// Distance of the two slots: no sector and no page holds both.
 const SLOT_BYTES: u64 = 4096;
 /// checksum, turn, sequence.
@@ -43,10 +47,14 @@ impl Acknowledged {
     /// Opens and locks the file of a folder, or creates it in an empty one.
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(FILE);
-        let database = dir.join("CURRENT");
+        let is_old = dir.join(FORMAT_1).try_exists().map_err(OpenError::io(dir))?;
+        if is_old {
+            return Err(OpenError::Format { dir: dir.to_owned(), found: 1, known: FORMAT });
+        }
+        let is_empty = segment::segments(dir).map_err(OpenError::io(dir))?.is_empty();
         if !path.try_exists().map_err(OpenError::io(&path))? {
-            if database.try_exists().map_err(OpenError::io(&database))? {
-                return Err(OpenError::damaged(&path, "the file is missing beside a log database"));
+            if !is_empty {
+                return Err(OpenError::damaged(&path, "the file is missing beside segments of a log"));
             }
             create(dir, &path).map_err(OpenError::io(&path))?;
         }
@@ -60,16 +68,13 @@ impl Acknowledged {
             [0, 1].into_iter().filter_map(|slot| read(&file, slot).transpose()).collect::<io::Result<Vec<_>>>();
         let newest = newest.map_err(OpenError::io(&path))?.into_iter().max();
         let (turn, sequence) = newest.ok_or_else(|| OpenError::damaged(&path, "neither of its two notes is whole"))?;
-        if sequence > 0 && !database.try_exists().map_err(OpenError::io(&database))? {
-            return Err(OpenError::damaged(
-                &database,
-                "the file is missing from a log database that holds acknowledged writes",
-            ));
+        if sequence > 0 && is_empty {
+            return Err(OpenError::damaged(dir, "it holds no segment, but writes were acknowledged"));
         }
         Ok(Self { file, path, turn, sequence, synced: true })
     }
 
-    /// Everything through this sequence number of the database was acknowledged.
+    /// Everything through the record of this sequence was acknowledged.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -78,7 +83,7 @@ impl Acknowledged {
         &self.path
     }
 
-    /// Notes that the database is durable through a sequence number. Call between the fsync and the callbacks.
+    /// Notes that the log is durable through a record. Call between the fsync and the callbacks.
     pub(super) fn note(&mut self, sequence: u64) -> io::Result<()> {
         let turn = self.turn + 1;
         self.file.write_all_at(&encode(turn, sequence), turn % 2 * SLOT_BYTES)?;

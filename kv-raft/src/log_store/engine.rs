@@ -12,17 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use kv_proto::ids::{ReplicaId, ShardId};
-use parking_lot::{Mutex, RwLock};
-use rocksdb::DB;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::disk::Disk;
 use super::error::{LogError, OpenError};
 use super::metrics::LogMetrics;
-use super::options::Budget;
+use super::options::Sizes;
 use super::queue::{Action, Change, Done, Due, Queue, Space};
+use super::read::Files;
+use super::replay;
 use super::shard::{ShardLog, State};
 use super::store::LogStore;
-use super::verify;
 use super::writer::{Running, Writer};
 use crate::failpoint;
 use crate::failure::Failure;
@@ -31,7 +32,7 @@ use crate::metrics::{RaftMetrics, Stage};
 /// How a log engine is opened.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// Memory for memtables, recent entries and blocks together, in bytes; at least 16 MiB are taken.
+    /// Memory for recent entries, what is written and where entries lie, together, in bytes; at least 1 MiB is taken.
     pub memory_bytes: usize,
     /// Where it counts.
     pub metrics: Arc<LogMetrics>,
@@ -53,13 +54,12 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<LogMetrics>,
     pub(super) cached: Cached,
     shards: Mutex<BTreeMap<ShardId, Arc<ShardLog>>>,
-    /// None once closed.
-    database: RwLock<Option<Arc<DB>>>,
+    pub(super) files: Arc<Files>,
     failure: Failure,
     #[cfg(test)]
     pub(super) fault: Arc<super::tests::Fault>,
     #[cfg(test)]
-    pub(super) statistics: rocksdb::Options,
+    pub(super) syncs: Arc<AtomicUsize>,
 }
 
 /// Bytes of recent entries in memory, over all shards.
@@ -101,11 +101,6 @@ impl Shared {
         self.shards.lock().values().for_each(|shard| shard.wake());
     }
 
-    /// For reads; refused once closed.
-    pub(super) fn database(&self) -> Result<Arc<DB>, LogError> {
-        self.database.read().clone().ok_or(LogError::Closed)
-    }
-
     pub(super) fn check(&self) -> Result<(), LogError> {
         self.failure().map_or(Ok(()), |failure| Err(LogError::Poisoned(failure)))
     }
@@ -138,7 +133,7 @@ impl Shared {
             if shard.is_destroyed() {
                 return Err(LogError::NoLog(shard.shard));
             }
-            if self.database.read().is_none() {
+            if self.files.is_closed() {
                 return Err(LogError::Closed);
             }
             if shard.durable_end() <= index {
@@ -152,24 +147,28 @@ impl Shared {
 impl LogEngine {
     /// Opens a folder, creating it if it does not exist, and verifies it. Blocking: reads the whole log once.
     pub fn open(dir: &Path, options: LogOptions) -> Result<Self, OpenError> {
-        let budget = Budget::of(options.memory_bytes);
-        let opened = verify::open(dir, budget)?;
-        let database = Arc::new(opened.database);
-        let shards = opened.shards.into_iter().map(|(shard, state)| (shard, Arc::new(ShardLog::new(shard, state))));
+        let sizes = Sizes::of(options.memory_bytes);
+        Self::open_sized(dir, options, sizes)
+    }
+
+    pub(super) fn open_sized(dir: &Path, options: LogOptions, sizes: Sizes) -> Result<Self, OpenError> {
+        let files = Arc::new(Files::default());
+        let (found, shards) = replay::open(dir, sizes, &files)?;
+        let log = |(shard, (state, places))| (shard, Arc::new(ShardLog::new(shard, state, places)));
+        let disk = Disk::new(dir, Arc::clone(&files), found);
         let shared = Arc::new(Shared {
             queue: Queue::new(),
             metrics: options.metrics,
-            cached: Cached { bytes: AtomicUsize::new(0), budget: budget.entries },
-            shards: Mutex::new(shards.collect()),
-            database: RwLock::new(Some(Arc::clone(&database))),
+            cached: Cached { bytes: AtomicUsize::new(0), budget: sizes.entries },
+            shards: Mutex::new(shards.into_iter().map(log).collect()),
+            files,
             failure: Failure::default(),
             #[cfg(test)]
             fault: Arc::default(),
             #[cfg(test)]
-            statistics: opened.statistics,
+            syncs: Arc::clone(&disk.syncs),
         });
-        let writer = Writer::new(Arc::clone(&shared), database, opened.acknowledged);
-        let writer = writer.start().map_err(OpenError::io(dir))?;
+        let writer = Writer::new(Arc::clone(&shared), disk).start().map_err(OpenError::io(dir))?;
         #[cfg(kv_sim)]
         shared.shards.lock().values().for_each(|shard| shard.tell());
         Ok(Self(Arc::new(Inner { dir: dir.to_owned(), shared, writer: Mutex::new(Some(writer)) })))
@@ -181,7 +180,8 @@ impl LogEngine {
         let shared = &self.0.shared;
         shared.check()?;
         let mut shards = shared.shards.lock();
-        let log = shards.entry(shard).or_insert_with(|| Arc::new(ShardLog::new(shard, State::default())));
+        let log =
+            shards.entry(shard).or_insert_with(|| Arc::new(ShardLog::new(shard, State::default(), Arc::default())));
         let log = Arc::clone(log);
         drop(shards);
         let mut state = log.lock_live()?;
@@ -271,7 +271,7 @@ impl LogEngine {
         self.0.shared.failure()
     }
 
-    /// Writes what waits and closes the database; later calls are refused. Idempotent.
+    /// Writes what waits and closes the files; later calls are refused. Idempotent.
     pub async fn close(&self) {
         failpoint!("log.close");
         #[cfg(kv_sim)]
@@ -307,7 +307,7 @@ impl Inner {
         if let Some(writer) = self.writer.lock().take() {
             writer.wait();
         }
-        *self.shared.database.write() = None;
+        self.shared.files.close();
         self.shared.shards.lock().values().for_each(|shard| shard.wake());
     }
 }

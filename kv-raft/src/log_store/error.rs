@@ -16,7 +16,7 @@ pub enum OpenError {
     /// What was acknowledged is not all there, or not as it was written.
     #[error("log folder is damaged at {}: {what}", .file.display())]
     Damaged {
-        /// The file, or the folder when RocksDB does not say which.
+        /// The file, or the folder if it is no single one.
         file: PathBuf,
         /// What is wrong with it.
         what: String,
@@ -39,14 +39,6 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
-    /// RocksDB refused for another reason.
-    #[error("cannot open the log database in {}", .dir.display())]
-    Database {
-        /// The folder.
-        dir: PathBuf,
-        /// Its reason.
-        source: rocksdb::Error,
-    },
 }
 
 impl OpenError {
@@ -56,22 +48,6 @@ impl OpenError {
 
     pub(super) fn damaged(file: &Path, what: impl Into<String>) -> Self {
         Self::Damaged { file: file.to_owned(), what: what.into() }
-    }
-
-    /// RocksDB names the damaged file in its message; the folder stands for it otherwise.
-    pub(super) fn database(dir: &Path, source: rocksdb::Error) -> Self {
-        let message = source.to_string();
-        if message.contains("lock file") || message.contains("lock hold by current process") {
-            return Self::Locked(dir.to_owned());
-        }
-        if source.kind() != rocksdb::ErrorKind::Corruption && !message.contains("No such file") {
-            return Self::Database { dir: dir.to_owned(), source };
-        }
-        let named = message
-            .split_whitespace()
-            .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '/' && c != '.'))
-            .find(|word| word.starts_with('/') && Path::new(word).starts_with(dir));
-        Self::Damaged { file: named.map_or_else(|| dir.to_owned(), PathBuf::from), what: message }
     }
 }
 

@@ -6,7 +6,7 @@
 //! Invariants: first in, first out; what was reserved is released when its write is done, so the queue and the write
 //! in flight together stay within the bound.
 //!
-//! Not here: what a change does to the database (writer).
+//! Not here: what a change does to the disk (disk).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -54,13 +54,11 @@ pub(super) enum Action {
     },
     Truncate {
         start: u64,
-        end: u64,
         tail: Option<LogId>,
         generation: u64,
     },
     Purge {
         upto: LogId,
-        tail: Option<LogId>,
         generation: u64,
     },
     SaveVote {

@@ -11,6 +11,7 @@
 //! Not here: the order of writes (queue, writer).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kv_proto::ids::{ReplicaId, ShardId};
@@ -18,6 +19,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::error::LogError;
+use super::kept::Kept;
+use super::places::Places;
+use super::record::Pointers;
 use crate::codec;
 use crate::types::{Entry, LogId, Vote};
 
@@ -82,6 +86,8 @@ pub(super) struct ShardLog {
     /// Whose log.
     pub(super) shard: ShardId,
     state: Mutex<State>,
+    /// Where its entries lie on disk.
+    pub(super) places: Arc<Mutex<Places>>,
     /// The log is durable below this index.
     durable_end: AtomicU64,
     /// No handle may write any more.
@@ -123,6 +129,16 @@ pub(super) fn cost(entry: &Entry) -> usize {
 }
 
 impl State {
+    /// What was found on disk.
+    pub(super) fn found(kept: &Kept) -> Self {
+        let Pointers { owner, vote, committed, purged, last } = kept.pointers;
+        let mut state = Self { owner, vote, committed, purged, last, first: kept.first(), ..Self::default() };
+        let places = kept.places.lock();
+        let ends = places.iter().skip(1).map(|next| next.index).chain([kept.next()]);
+        places.iter().zip(ends).for_each(|(place, end)| state.size.add(end.saturating_sub(1), place.bytes));
+        state
+    }
+
     /// Index the next entry must have.
     pub(super) fn next(&self) -> u64 {
         self.last.map_or(0, |last| last.index + 1)
@@ -131,11 +147,6 @@ impl State {
     /// Counts truncations: a completion of an earlier generation says nothing about the log's end.
     pub(super) fn generation(&self) -> u64 {
         self.generation
-    }
-
-    /// Counts an entry that the log holds.
-    pub(super) fn count(&mut self, index: u64, bytes: usize) {
-        self.size.add(index, bytes as u64);
     }
 
     /// The index through which the log must be purged to hold about this many bytes; None if it holds no more.
@@ -156,14 +167,14 @@ impl State {
                 return Err(LogError::Hole { shard, index: entry.log_id.index, next: expected });
             }
         }
-        entries.iter().for_each(|entry| self.count(entry.log_id.index, codec::entry_bytes(entry)));
+        entries.iter().for_each(|entry| self.size.add(entry.log_id.index, codec::entry_bytes(entry) as u64));
         self.cache.extend(entries.iter().cloned());
         self.last = entries.last().map(|entry| entry.log_id);
         Ok(entries.iter().map(cost).sum())
     }
 
-    /// Drops the entries after a log id; returns the removed half-open range and the bytes freed.
-    pub(super) fn truncate_after(&mut self, after: Option<LogId>) -> Option<(u64, u64, usize)> {
+    /// Drops the entries after a log id; returns the first index dropped and the bytes freed.
+    pub(super) fn truncate_after(&mut self, after: Option<LogId>) -> Option<(u64, usize)> {
         let (start, end) = (after.map_or(self.first, |after| (after.index + 1).max(self.first)), self.next());
         if start >= end {
             return None;
@@ -175,7 +186,7 @@ impl State {
         // A log id the caller named exists; what remains before the first entry is the purged one.
         self.last = if start == self.first { self.purged } else { after };
         self.generation += 1;
-        Some((start, end, freed))
+        Some((start, freed))
     }
 
     /// Drops the entries up to a log id; returns the bytes freed, or None if they are gone already.
@@ -224,10 +235,11 @@ impl State {
 
 impl ShardLog {
     /// A log as it was found on disk, or an empty one.
-    pub(super) fn new(shard: ShardId, mut state: State) -> Self {
+    pub(super) fn new(shard: ShardId, mut state: State, places: Arc<Mutex<Places>>) -> Self {
         state.cache_start = state.next();
         let durable_end = AtomicU64::new(state.next());
-        Self { shard, state: Mutex::new(state), durable_end, destroyed: AtomicBool::new(false), changed: Notify::new() }
+        let (destroyed, changed) = (AtomicBool::new(false), Notify::new());
+        Self { shard, state: Mutex::new(state), places, durable_end, destroyed, changed }
     }
 
     /// Tells the simulation what was found on disk.

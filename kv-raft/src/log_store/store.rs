@@ -5,7 +5,7 @@
 //!
 //! Invariants: every change is made in memory and queued under one lock, so the disk sees the order openraft called.
 //!
-//! Not here: batching (queue, writer); what the disk holds (layout).
+//! Not here: batching (queue, writer); what the disk holds (disk, record).
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -13,17 +13,15 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::stream::{self, Stream};
 use kv_proto::ids::ShardId;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use rocksdb::{DB, IteratorMode, ReadOptions};
 
 use super::engine::{LogEngine, LogWait, Shared};
 use super::error::LogError;
-use super::layout;
 use super::queue::{Action, Change};
+use super::read::{self, Stretch};
 use super::shard::{Plan, ShardLog, State};
 use crate::codec;
 use crate::failpoint;
@@ -109,10 +107,10 @@ impl LogStore {
 
     async fn truncate(&self, after: Option<LogId>) -> Result<(), LogError> {
         let truncate = |state: &mut State| {
-            let Some((start, end, freed)) = state.truncate_after(after) else { return Ok(None) };
+            let Some((start, freed)) = state.truncate_after(after) else { return Ok(None) };
             self.shared().cached.remove(freed);
             self.log.lower_durable_end(start);
-            Ok(Some(Action::Truncate { start, end, tail: state.last, generation: state.generation() }))
+            Ok(Some(Action::Truncate { start, tail: state.last, generation: state.generation() }))
         };
         self.change(0, truncate).await
     }
@@ -121,7 +119,7 @@ impl LogStore {
         let purge = |state: &mut State| {
             let Some(freed) = state.purge(upto) else { return Ok(None) };
             self.shared().cached.remove(freed);
-            Ok(Some(Action::Purge { upto, tail: state.last, generation: state.generation() }))
+            Ok(Some(Action::Purge { upto, generation: state.generation() }))
         };
         self.change(0, purge).await
     }
@@ -169,9 +167,9 @@ impl LogStore {
 
     async fn read_disk(&self, (start, end): (u64, u64), bytes: usize) -> Result<Vec<Entry>, LogError> {
         let shard = self.log.shard;
-        let database = self.shared().database()?;
+        let stretches = self.shared().files.stretches(shard, &self.log.places, &(start..end), bytes as u64)?;
         self.shared().metrics.disk_reads.inc();
-        let read = crate::blocking::spawn_blocking(move || scan(&database, shard, (start, end), bytes)).await;
+        let read = crate::blocking::spawn_blocking(move || scan(shard, &stretches, (start, end), bytes)).await;
         read.unwrap_or_else(|error| Err(read_error(shard, &error)))
     }
 }
@@ -180,31 +178,10 @@ fn read_error(shard: ShardId, reason: &dyn std::fmt::Display) -> LogError {
     LogError::Read { shard, reason: reason.to_string() }
 }
 
-/// Decodes entries in a row from the database.
-fn scan(database: &DB, shard: ShardId, (start, end): (u64, u64), bytes: usize) -> Result<Vec<Entry>, LogError> {
-    let log = database.cf_handle(layout::LOG).ok_or(LogError::Closed)?;
-    let mut options = ReadOptions::default();
-    options.set_iterate_upper_bound(layout::log_key(shard, end).to_vec());
-    let first = layout::log_key(shard, start);
-    let mut entries = Vec::new();
-    let mut taken = 0_usize;
-    for item in database.iterator_cf_opt(log, options, IteratorMode::From(&first, rocksdb::Direction::Forward)) {
-        let (key, value) = item.map_err(|error| read_error(shard, &error))?;
-        taken = taken.saturating_add(value.len());
-        if taken > bytes && !entries.is_empty() {
-            break;
-        }
-        let entry = codec::decode_entry(Bytes::from(value)).map_err(|error| read_error(shard, &error))?;
-        let expected = start + entries.len() as u64;
-        if entry.log_id.index != expected || layout::parse_log_key(&key) != Some((shard, expected)) {
-            return Err(read_error(shard, &format!("entry {expected} is missing")));
-        }
-        entries.push(entry);
-    }
-    if entries.is_empty() {
-        return Err(read_error(shard, &format!("entry {start} is missing")));
-    }
-    Ok(entries)
+/// Entries in a row, at least one.
+fn scan(shard: ShardId, stretches: &[Stretch], (start, end): (u64, u64), bytes: usize) -> Result<Vec<Entry>, LogError> {
+    let entries = read::entries(stretches, &(start..end), bytes)?;
+    if entries.is_empty() { Err(read_error(shard, &format!("entry {start} is missing"))) } else { Ok(entries) }
 }
 
 /// What was read from disk, continued by what was in memory if the disk part is complete.

@@ -1,40 +1,28 @@
-//! The one thread that writes: gathers what waits, writes it as one batch with one fsync, notes it, then answers.
+//! The one thread that writes: gathers what waits, has it written as one record with one fsync, then answers.
 //!
 //! Invariants: callbacks run after the fsync and after the note, in order; after one failure every callback gets it.
 //!
-//! Not here: when a change is queued (store).
+//! Not here: when a change is queued (store); how it is written (disk).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::BytesMut;
-use kv_proto::ids::ShardId;
-use rocksdb::{DB, WriteBatch, WriteOptions};
-
-use super::acknowledged::Acknowledged;
+use super::disk::Disk;
 use super::engine::Shared;
 use super::error::LogError;
-use super::layout::{self, Item};
 use super::queue::{Action, Change, Gathered};
 use super::shard::ShardLog;
-use crate::codec;
 use crate::failpoint;
-use crate::types::LogId;
 
-/// Truncations up to this many entries delete each: a range tombstone at the log's end would slow every later read there.
-const TRUNCATE_SINGLY_MAX: u64 = 1024;
 /// Writes whose entries are remembered for eviction; the oldest are evicted early beyond it, so the list stays small when entries are tiny.
 const EVICTIONS_MAX: usize = 1 << 16;
 
 /// See the module.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    database: Arc<DB>,
-    acknowledged: Acknowledged,
-    options: WriteOptions,
-    scratch: BytesMut,
+    disk: Disk,
     /// What was written, oldest first: a shard and its last index.
     evictable: VecDeque<(Arc<ShardLog>, u64)>,
 }
@@ -86,10 +74,8 @@ impl Writer {
         Ok(Running(tokio::spawn(self.run())))
     }
 
-    pub(super) fn new(shared: Arc<Shared>, database: Arc<DB>, acknowledged: Acknowledged) -> Self {
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        Self { shared, database, acknowledged, options, scratch: BytesMut::new(), evictable: VecDeque::new() }
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk) -> Self {
+        Self { shared, disk, evictable: VecDeque::new() }
     }
 
     /// Until the queue is closed and empty.
@@ -132,9 +118,8 @@ impl Writer {
     }
 
     fn sync_note(&mut self) {
-        failpoint!("log.note");
-        if let Err(error) = self.acknowledged.sync() {
-            self.shared.poison(&format!("cannot sync {}: {error}", self.acknowledged.path().display()));
+        if let Err(failure) = self.disk.sync_note() {
+            self.shared.poison(&failure);
         }
     }
 
@@ -157,108 +142,38 @@ impl Writer {
     }
 
     fn write(&mut self, changes: &[Change], started: Instant) -> Result<(), LogError> {
-        let (batch, entries) = self.batch(changes, started)?;
-        let metrics = &self.shared.metrics;
-        metrics.batch_entries.observe(entries as f64);
-        metrics.batch_bytes.observe(batch.size_in_bytes() as f64);
-        metrics.entries.inc_by(entries);
-        if batch.is_empty() {
-            // Only barriers: everything before them is synced.
-            return Ok(());
+        let mut entries = 0;
+        for Change { action, queued, .. } in changes {
+            if let Action::Append { entries: appended, .. } = action {
+                entries += appended.len() as u64;
+                self.shared.metrics.queue.observe(started.saturating_duration_since(*queued).as_secs_f64());
+            }
         }
         let started = Instant::now();
-        let written = self.commit(batch).and_then(|()| {
-            failpoint!("log.synced");
-            let sequence = self.database.latest_sequence_number();
-            self.acknowledged.note(sequence).map_err(|error| format!("{}: {error}", self.acknowledged.path().display()))
-        });
-        self.shared.metrics.synced(started.elapsed());
+        let written = self.commit(changes);
+        let metrics = &self.shared.metrics;
+        metrics.synced(started.elapsed());
+        metrics.batch_entries.observe(entries as f64);
+        metrics.entries.inc_by(entries);
+        if let Ok(bytes) = &written {
+            metrics.batch_bytes.observe(*bytes as f64);
+        }
         #[cfg(kv_sim)]
         if written.is_ok() {
             changes.iter().for_each(Change::tell);
         }
-        written.map_err(|failure| {
+        written.map(|_| ()).map_err(|failure| {
             self.shared.poison(&failure);
             LogError::Poisoned(failure)
         })
     }
 
-    /// One write and its fsync.
-    fn commit(&self, batch: WriteBatch) -> Result<(), String> {
+    /// One record and its fsync.
+    fn commit(&mut self, changes: &[Change]) -> Result<usize, String> {
         #[cfg(test)]
         self.shared.fault.before_write()?;
         failpoint!("log.write", "a failpoint".to_owned());
-        self.database.write_opt(batch, &self.options).map_err(|error| error.to_string())
-    }
-
-    /// All changes in order, and for each shard its last committed log id and its log's end once.
-    fn batch(&mut self, changes: &[Change], started: Instant) -> Result<(WriteBatch, u64), LogError> {
-        let database = Arc::clone(&self.database);
-        let families = database.cf_handle(layout::LOG).zip(database.cf_handle(layout::STATE));
-        let (log, state) = families.ok_or(LogError::Closed)?;
-        let kib: usize = changes.iter().map(|change| change.kib).sum();
-        let mut batch = WriteBatch::with_capacity_bytes(kib << 10);
-        let mut tails: BTreeMap<ShardId, Option<LogId>> = BTreeMap::new();
-        let mut committed: BTreeMap<ShardId, Option<LogId>> = BTreeMap::new();
-        let mut written = 0;
-        for Change { shard, action, queued, .. } in changes {
-            let shard = shard.shard;
-            match action {
-                Action::Append { entries, .. } => {
-                    for entry in entries {
-                        self.scratch.clear();
-                        codec::encode_entry(entry, &mut self.scratch);
-                        batch.put_cf(log, layout::log_key(shard, entry.log_id.index), &self.scratch);
-                    }
-                    written += entries.len() as u64;
-                    if let Some(last) = entries.last() {
-                        tails.insert(shard, Some(last.log_id));
-                    }
-                    self.shared.metrics.queue.observe(started.saturating_duration_since(*queued).as_secs_f64());
-                }
-                Action::Truncate { start, end, tail, .. } => {
-                    failpoint!("log.truncate");
-                    if end - start <= TRUNCATE_SINGLY_MAX {
-                        (*start..*end).for_each(|index| batch.delete_cf(log, layout::log_key(shard, index)));
-                    } else {
-                        batch.delete_range_cf(log, layout::log_key(shard, *start), layout::log_key(shard, *end));
-                    }
-                    tails.insert(shard, *tail);
-                }
-                Action::Purge { upto, tail, .. } => {
-                    failpoint!("log.purge");
-                    batch.delete_range_cf(log, layout::log_key(shard, 0), layout::log_key(shard, upto.index + 1));
-                    batch.put_cf(state, layout::state_key(shard, Item::Purged), layout::encode_pointer(Some(upto)));
-                    tails.insert(shard, *tail);
-                }
-                Action::SaveVote { vote, .. } => {
-                    failpoint!("log.vote");
-                    batch.put_cf(state, layout::state_key(shard, Item::Vote), layout::encode_vote(vote));
-                }
-                Action::SaveCommitted(log_id) => {
-                    committed.insert(shard, *log_id);
-                }
-                Action::SaveOwner(replica) => {
-                    batch.put_cf(state, layout::state_key(shard, Item::Owner), layout::encode_owner(*replica));
-                }
-                Action::Destroy { .. } => {
-                    failpoint!("log.destroy");
-                    batch.delete_range_cf(log, &layout::log_key(shard, 0)[..], &layout::log_end(shard)[..]);
-                    for item in [Item::Owner, Item::Vote, Item::Committed, Item::Purged, Item::Tail] {
-                        batch.delete_cf(state, layout::state_key(shard, item));
-                    }
-                    tails.remove(&shard);
-                    committed.remove(&shard);
-                }
-                Action::Barrier { .. } => {}
-            }
-        }
-        for (item, pointers) in [(Item::Tail, &tails), (Item::Committed, &committed)] {
-            for (shard, log_id) in pointers {
-                batch.put_cf(state, layout::state_key(*shard, item), layout::encode_pointer(log_id.as_ref()));
-            }
-        }
-        Ok((batch, written))
+        self.disk.write(changes)
     }
 
     fn answer(&mut self, change: Change, result: Result<(), LogError>) {

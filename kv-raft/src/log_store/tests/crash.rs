@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::log_store::layout;
+use crate::log_store::record::Header;
 
 /// What each shard was acknowledged to hold: its entries, and its vote.
 type Acknowledged = Arc<Mutex<Vec<(u64, u64)>>>;
@@ -23,26 +23,13 @@ async fn write_on(mut log: LogStore, shard: usize, acknowledged: Acknowledged, s
     }
 }
 
-/// RocksDB's files, and what its manifest says of them.
-fn structure(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let paths = std::fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
-    let is_manifest = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with("MANIFEST");
-    let mut files: Vec<_> = paths
-        .map(|path| {
-            (path.clone(), if is_manifest(&path) { std::fs::read(&path).unwrap_or_default() } else { Vec::new() })
-        })
-        .collect();
-    files.sort();
-    files
-}
-
-/// A copy as a crash would leave it: RocksDB replaced no file while it was made, it only appended.
+/// A copy as a crash would leave it: no file came, went or was used again while it was made.
 fn image(dir: &Path) -> tempfile::TempDir {
     let started = Instant::now();
     loop {
         let image = tempfile::tempdir().unwrap();
-        let before = structure(dir);
-        if copy(dir, image.path()).is_ok() && structure(dir) == before {
+        let before = files(dir);
+        if copy(dir, image.path()).is_ok() && files(dir) == before {
             return image;
         }
         assert!(started.elapsed() < DEADLINE, "the files never rest");
@@ -52,7 +39,7 @@ fn image(dir: &Path) -> tempfile::TempDir {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_made_mid_run_holds_everything_acknowledged_before_it_began() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
+    let engine = open_small(dir.path());
     let acknowledged: Acknowledged = Arc::new(Mutex::new(vec![(0, 0); 4]));
     let stop = Arc::new(AtomicBool::new(false));
     let writers = tokio_util::task::TaskTracker::new();
@@ -62,13 +49,6 @@ async fn a_copy_made_mid_run_holds_everything_acknowledged_before_it_began() {
     }
     for round in 1..=25_u64 {
         eventually("every shard goes on", || acknowledged.lock().iter().all(|(entries, _)| *entries >= round * 4));
-        if round % 3 == 0 {
-            // Both, so that write-ahead files become free and are recycled.
-            let database = engine.shared().database().unwrap();
-            for family in [layout::LOG, layout::STATE] {
-                database.flush_cf(database.cf_handle(family).unwrap()).unwrap();
-            }
-        }
         let expected = acknowledged.lock().clone();
         let image = image(dir.path());
         let engine = open(image.path());
@@ -100,29 +80,31 @@ async fn image_of_an_unacknowledged_write(image: &Path) -> PathBuf {
     append(&mut log, vec![entry(1, 8, 5000), entry(1, 9, 40_000)]).await;
     copy(dir.path(), image).unwrap();
     std::fs::write(image.join("ACKNOWLEDGED"), note).unwrap();
-    let wal = std::fs::read_dir(image).unwrap().map(|item| item.unwrap().path());
-    wal.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
+    files(image).into_iter().find(|path| is_segment(path)).unwrap()
 }
 
 #[tokio::test]
 async fn a_write_torn_anywhere_is_dropped_and_everything_acknowledged_before_stays() {
     let image = tempfile::tempdir().unwrap();
-    let wal = image_of_an_unacknowledged_write(image.path()).await;
-    let whole = std::fs::read(&wal).unwrap();
-    let torn = 45_000;
-    for cut in [1, 2, 10, 500, 4_000, 20_000, 39_000, 44_000, 44_900] {
-        for tail in ["gone", "zeros", "rot"] {
+    let segment = image_of_an_unacknowledged_write(image.path()).await;
+    let whole = std::fs::read(&segment).unwrap();
+    let record = last_record(&whole);
+    assert!(record.len() > 45_000 && record.len() < 50_000, "{record:?}");
+    for keep in [0, 1, 3, 10, 500, 4_000, 4_096, 8_192, 20_000, 40_960, 44_000, 45_000] {
+        for rest in ["gone", "zeros", "rot", "a block of it missing"] {
             let crashed = tempfile::tempdir().unwrap();
             copy(image.path(), crashed.path()).unwrap();
-            let keep = whole.len() - cut;
-            let mut bytes = whole[..keep].to_vec();
-            match tail {
-                "zeros" => bytes.resize(whole.len() + 10_000, 0),
-                "rot" => bytes.extend(whole[keep..].iter().map(|byte| byte ^ 0x55)),
-                _ => {}
+            let mut bytes = whole.clone();
+            let torn = record.start + keep;
+            match rest {
+                "zeros" => bytes[torn..record.end].fill(0),
+                "rot" => bytes[torn..record.end].iter_mut().for_each(|byte| *byte ^= 0x55),
+                "gone" => bytes.truncate(torn),
+                // The disk may write the blocks of one write in any order.
+                _ => bytes[torn..torn + 100].fill(0x33),
             }
-            std::fs::write(crashed.path().join(wal.file_name().unwrap()), bytes).unwrap();
-            assert_eq!(reopened(crashed.path(), 1).await, entries(1, 0..8), "{cut} of {torn} bytes {tail}");
+            std::fs::write(crashed.path().join(name(&segment)), bytes).unwrap();
+            assert_eq!(reopened(crashed.path(), 1).await, entries(1, 0..8), "{rest} from {keep} on");
             // And what is written next is kept.
             let engine = open(crashed.path());
             append(&mut store(&engine, 1), entries(2, 8..9)).await;
@@ -140,15 +122,56 @@ async fn the_end_of_the_log_cut_after_it_was_acknowledged_refuses_and_names_the_
     append(&mut store(&engine, 1), entries(1, 4..8)).await;
     let image = tempfile::tempdir().unwrap();
     copy(dir.path(), image.path()).unwrap();
-    let wal =
-        contents(image.path()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "log")).unwrap();
-    for cut in [1, 50, 200] {
-        std::fs::write(&wal.0, &wal.1[..wal.1.len() - cut]).unwrap();
+    let (path, whole) = contents(image.path()).into_iter().find(|(path, _)| is_segment(path)).unwrap();
+    let record = last_record(&whole);
+    for keep in [0, 1, 50, 200] {
+        std::fs::write(&path, &whole[..record.start + keep]).unwrap();
         let before = contents(image.path());
         let refused = try_open(image.path()).unwrap_err();
-        assert!(refused.to_string().contains(wal.0.to_str().unwrap()), "{refused}");
+        assert!(refused.to_string().contains(path.to_str().unwrap()), "{refused}");
         assert!(contents(image.path()) == before, "a refused folder was changed");
     }
-    std::fs::write(&wal.0, &wal.1).unwrap();
+    std::fs::write(&path, &whole).unwrap();
     assert_eq!(reopened(image.path(), 1).await, entries(1, 0..8));
+}
+
+/// Crashes at each step of beginning a segment leave what was acknowledged before.
+#[tokio::test]
+async fn a_segment_that_was_not_begun_is_dropped_whatever_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_small(dir.path());
+    let mut log = store(&engine, 1);
+    for index in 0..12 {
+        append(&mut log, vec![entry(1, index, 9_000)]).await;
+    }
+    engine.close().await;
+    let segments: Vec<_> = contents(dir.path()).into_iter().filter(|(path, _)| is_segment(path)).collect();
+    let (newest, bytes) = segments.last().unwrap();
+    let number = name(newest).strip_prefix("segment-").and_then(|name| name.strip_suffix(".log"));
+    let number: u64 = number.unwrap().parse().unwrap();
+    let next = newest.with_file_name(format!("segment-{:016}.log", number + 1));
+    let fresh = {
+        let sequence = u64::from_be_bytes(bytes[last_record(bytes).start + 8..][..8].try_into().unwrap());
+        let header = Header { number: number + 1, first: sequence + 1, salt: 7 };
+        let mut out = bytes::BytesMut::new();
+        header.encode(&mut out);
+        out.resize(BLOCK_BYTES, 0);
+        out.to_vec()
+    };
+    let torn_header = fresh[..20].to_vec();
+    for found in [Vec::new(), vec![0; 5_000], bytes.clone(), segments[0].1.clone(), torn_header, fresh] {
+        let crashed = tempfile::tempdir().unwrap();
+        copy(dir.path(), crashed.path()).unwrap();
+        std::fs::write(crashed.path().join(name(&next)), &found).unwrap();
+        let engine = open_small(crashed.path());
+        let mut log = store(&engine, 1);
+        let held = read(&log).await;
+        let expected: Vec<_> = (0..held.len() as u64).map(|index| entry(1, index, 9_000)).collect();
+        assert!(held.len() >= 12 && held == expected);
+        append(&mut log, vec![entry(1, held.len() as u64, 9_000)]).await;
+        engine.close().await;
+        let engine = open_small(crashed.path());
+        assert_eq!(read(&store(&engine, 1)).await.len(), held.len() + 1);
+        engine.close().await;
+    }
 }

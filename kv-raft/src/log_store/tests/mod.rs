@@ -3,9 +3,11 @@
 pub(crate) mod conformance;
 mod crash;
 mod damage;
+mod files;
 mod order;
 mod random;
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ use openraft::{EntryPayload, RaftLogReader};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use super::options::Sizes;
+use super::record::{BLOCK_BYTES, FirstBlock, Record};
 use super::{LogEngine, LogMetrics, LogOptions, LogStore, OpenError};
 use crate::command::{Command, CommandBatch, EncodedCommand, Operation};
 use crate::types::{Entry, LeaderId, LogId, ShardRaft, Vote};
@@ -91,7 +95,7 @@ impl Drop for Held<'_> {
 }
 
 pub(crate) fn options() -> LogOptions {
-    LogOptions { memory_bytes: 0, metrics: LogMetrics::unregistered() }
+    LogOptions { memory_bytes: 16 << 20, metrics: LogMetrics::unregistered() }
 }
 
 pub(crate) fn open(dir: &Path) -> LogEngine {
@@ -163,28 +167,58 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Copies a folder in the order that never puts the note ahead of the database, and the write-ahead files last.
+/// Segments so small that a few writes fill one.
+const SMALL: Sizes = Sizes { entries: 0, segment: 48 << 10, direct: false };
+
+/// An engine with small segments and no entries in memory.
+fn open_small(dir: &Path) -> LogEngine {
+    LogEngine::open_sized(dir, options(), SMALL).unwrap()
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+fn is_segment(path: &Path) -> bool {
+    name(path).starts_with("segment-")
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|item| item.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// Copies a folder in use as a crash would leave it: the note first, and each segment from its end to its beginning, since it is
+/// written from the beginning to the end.
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
-    let mut names: Vec<PathBuf> = std::fs::read_dir(from).unwrap().map(|item| item.unwrap().path()).collect();
-    names.sort_by_key(|path| {
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        (name != super::acknowledged::FILE, name.ends_with(".log"), name)
-    });
-    for path in names {
-        std::fs::copy(&path, to.join(path.file_name().unwrap()))?;
+    for path in files(from) {
+        let (source, target) = (std::fs::File::open(&path)?, std::fs::File::create(to.join(name(&path)))?);
+        let length = source.metadata()?.len();
+        target.set_len(length)?;
+        let mut bytes = vec![0; 64 << 10];
+        for at in (0..length).step_by(bytes.len()).collect::<Vec<_>>().into_iter().rev() {
+            let read = source.read_at(&mut bytes, at)?;
+            target.write_all_at(&bytes[..read], at)?;
+        }
     }
     Ok(())
 }
 
-/// Files of a folder with what they hold, but for RocksDB's own diary, which names each attempt to open.
+/// Files of a folder with what they hold.
 fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut files: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|item| item.unwrap().path())
-        .filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with("LOG"))
-        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
-        .collect();
-    files.sort();
-    files
+    files(dir).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+/// Where the last record of a segment begins and ends.
+fn last_record(bytes: &[u8]) -> std::ops::Range<usize> {
+    let bytes = bytes::Bytes::copy_from_slice(bytes);
+    let FirstBlock::Header(header) = FirstBlock::of(&bytes) else { panic!("no header") };
+    let (mut last, mut at) = (0..0, BLOCK_BYTES);
+    while let Some(record) = Record::parse(&bytes.slice(at..), header.salt) {
+        last = at..at + record.bytes();
+        at = last.end.min(bytes.len());
+    }
+    last
 }

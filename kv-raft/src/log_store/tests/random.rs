@@ -8,7 +8,7 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append(u64),
+    Append(u64, usize),
     Truncate(u64),
     Purge(u64),
     Vote,
@@ -37,7 +37,7 @@ impl Model {
 
 fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
     let step = prop_oneof![
-        6 => (1_u64..5).prop_map(Step::Append),
+        6 => (1_u64..5, prop_oneof![Just(20_usize), Just(9_000), Just(30_000)]).prop_map(|(count, bytes)| Step::Append(count, bytes)),
         2 => (0_u64..6).prop_map(Step::Truncate),
         2 => (0_u64..6).prop_map(Step::Purge),
         1 => Just(Step::Vote),
@@ -60,14 +60,15 @@ async fn found(engine: &LogEngine, shard: u64) -> Model {
 
 async fn run(steps: Vec<(u64, Step)>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut engine = open(dir.path());
+    let mut engine = open_small(dir.path());
     let mut models: BTreeMap<u64, Model> = [(1, Model::default()), (2, Model::default())].into();
     for (term, (shard, step)) in (1..).zip(steps) {
         let mut log = store(&engine, shard);
         let model = models.get_mut(&shard).unwrap();
         match step {
-            Step::Append(count) => {
-                let new = entries(term, model.next()..model.next() + count);
+            Step::Append(count, bytes) => {
+                let new =
+                    (model.next()..model.next() + count).map(|index| entry(term, index, bytes)).collect::<Vec<_>>();
                 // Unacknowledged on purpose: the next step meets it in the queue.
                 drop(submit(&mut log, new.clone()).await);
                 model.entries.extend(new.into_iter().map(|entry| (entry.log_id.index, entry)));
@@ -101,7 +102,7 @@ async fn run(steps: Vec<(u64, Step)>) {
             }
             Step::Reopen => {
                 engine.close().await;
-                engine = open(dir.path());
+                engine = open_small(dir.path());
             }
         }
         for (shard, model) in &models {
@@ -109,7 +110,7 @@ async fn run(steps: Vec<(u64, Step)>) {
         }
     }
     engine.close().await;
-    let engine = open(dir.path());
+    let engine = open_small(dir.path());
     for (shard, model) in &models {
         assert_eq!(found(&engine, *shard).await, *model);
     }
