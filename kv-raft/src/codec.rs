@@ -7,7 +7,7 @@
 //! Invariants: what is encoded decodes to an equal value; bytes of any other origin are refused, never a panic; a
 //! single flipped bit of an encoded entry is always refused.
 //!
-//! Not here: what a command batch holds (command); the keys of the log (log_store, layout).
+//! Not here: what a command batch holds (command); the keys of the log (log_store, record).
 
 use std::collections::{BTreeMap, BTreeSet};
 

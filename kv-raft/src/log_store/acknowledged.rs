@@ -24,7 +24,7 @@ use super::record::FORMAT;
 use super::segment;
 use crate::codec;
 
-/// Its name. Sorts before those of segments: a copy made in this order never holds a note ahead of the log.
+/// Its name.
 pub(super) const FILE: &str = "ACKNOWLEDGED";
 /// A file of format 1, which was a RocksDB.
 const FORMAT_1: &str = "CURRENT";

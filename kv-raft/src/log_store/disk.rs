@@ -2,7 +2,7 @@
 //!
 //! A segment goes as soon as it is the oldest and holds no entry that is needed; its file is kept for a later one. Shards that
 //! are idle would hold old segments for ever: when segments take much more than the entries that are needed, the oldest one's
-//! are written once more, one stretch with each record, and it goes.
+//! are written once more, some with each record, and it goes.
 //!
 //! Invariants:
 //! - Nothing is told of a record ([`Kept`], places) before it is synced and noted.
@@ -33,6 +33,9 @@ use crate::failpoint;
 
 /// Files kept to be used again: a purge frees some for each flush of the data, which come every 64 MiB of entries.
 pub(super) const SPARES_MAX: usize = 12;
+/// So many bytes of entries are written once more with a record, or as many as its changes take, and no more stretches than this:
+/// each is a read.
+const MOVED: (usize, usize) = (256 << 10, 32);
 /// Segments may take this many times the bytes of the entries that are needed, and so many segments more, before the oldest is
 /// cleaned. Entries of a lone caller take a block each, which is many times their bytes.
 const SLACK: (u64, u64) = (4, 16);
@@ -49,6 +52,8 @@ pub(super) struct Disk {
     active: Active,
     /// Number and bytes of the segments before it, oldest first.
     sealed: VecDeque<(u64, u64)>,
+    /// Bytes of all of them.
+    sealed_bytes: u64,
     spares: Vec<PathBuf>,
     /// Of the next record.
     sequence: u64,
@@ -79,6 +84,7 @@ struct Moved {
     shard: ShardId,
     entries: Range<u64>,
     bytes: u64,
+    operation: usize,
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> String + '_ {
@@ -94,6 +100,7 @@ impl Disk {
             acknowledged,
             files,
             active,
+            sealed_bytes: sealed.iter().map(|(_, bytes)| bytes).sum(),
             sealed,
             spares,
             sequence,
@@ -116,7 +123,7 @@ impl Disk {
         let kib: usize = changes.iter().map(|change| change.kib).sum();
         self.buffer.begin_record(kib << 10);
         // Before the changes, since it is of what the shard holds before them.
-        let moved = self.put_moved()?;
+        let moved = self.put_moved(kib << 10)?;
         let mut operations = Vec::with_capacity(changes.len());
         for change in changes {
             operations.push(self.buffer.operations());
@@ -133,10 +140,10 @@ impl Disk {
         self.sync()?;
         failpoint!("log.synced");
         self.note()?;
-        if let Some(Moved { shard, entries, bytes }) = moved
-            && let Some(kept) = self.kept.get_mut(&shard)
-        {
-            kept.relocate(&entries, bytes, at, &mut self.live);
+        for Moved { shard, entries, bytes, operation } in moved {
+            if let Some(kept) = self.kept.get_mut(&shard) {
+                kept.relocate(&entries, bytes, At { operation, ..at }, &mut self.live);
+            }
         }
         for (change, operation) in changes.iter().zip(operations) {
             self.tell(change, At { operation, ..at });
@@ -180,11 +187,14 @@ impl Disk {
         failpoint!("log.segment");
         let full = std::mem::replace(&mut self.active, next);
         self.sealed.push_back((full.segment.header.number, full.end));
+        self.sealed_bytes += full.end;
         self.buffer.begin_record(self.kept.len() * POINTERS_BYTES);
         for (shard, kept) in &self.kept {
             record::put_pointers(self.buffer.out(), *shard, &kept.pointers);
         }
         self.write_record()?;
+        // A record is whole on the disk before the next one is written.
+        self.sync()?;
         self.files.add(Arc::clone(&self.active.segment));
         self.buffer = waiting;
         Ok(())
@@ -214,13 +224,16 @@ impl Disk {
 
     /// The oldest segments go while nothing in them is needed.
     fn drop_dead(&mut self) -> Result<(), String> {
-        while let Some((number, _)) = self.sealed.front().copied().filter(|(number, _)| self.live.is_dead(*number)) {
+        while let Some((number, bytes)) = self.sealed.front().copied().filter(|(number, _)| self.live.is_dead(*number))
+        {
             self.sealed.pop_front();
+            self.sealed_bytes -= bytes;
             failpoint!("log.recycle");
             self.live.forget(number);
             self.cleaning.clear();
             let path = segment::path(&self.dir, number);
-            let reusable = self.files.remove(number).is_some() && self.spares.len() < SPARES_MAX;
+            let unread = self.files.remove(number).is_some();
+            let reusable = unread && self.spares.len() < SPARES_MAX && bytes <= self.sizes.segment;
             let gone = if reusable {
                 let spare = segment::spare_path(&self.dir, number);
                 std::fs::rename(&path, &spare).map(|()| self.spares.push(spare))
@@ -232,45 +245,58 @@ impl Disk {
         Ok(())
     }
 
-    /// Puts a stretch of the oldest segment's entries into the record if that segment must go.
-    fn put_moved(&mut self) -> Result<Option<Moved>, String> {
-        let Some((oldest, _)) = self.sealed.front().copied().filter(|_| self.takes_too_much()) else { return Ok(None) };
+    /// Puts entries of the oldest segment into the record, beside changes of so many bytes, if that segment must go.
+    fn put_moved(&mut self, changed: usize) -> Result<Vec<Moved>, String> {
+        let (mut moved, mut stretches) = (Vec::new(), 0);
+        let Some((oldest, _)) = self.sealed.front().copied().filter(|_| self.takes_too_much()) else {
+            return Ok(moved);
+        };
         if self.cleaning.is_empty() {
             let holds = |(shard, kept): (&ShardId, &Kept)| {
                 kept.places.lock().iter().any(|place| place.at.segment == oldest).then_some(*shard)
             };
             self.cleaning = self.kept.iter().filter_map(holds).collect();
         }
-        while let Some(shard) = self.cleaning.last().copied() {
-            let Some(stretch) = self.stretch_in(shard, oldest) else {
+        let (bytes_max, stretches_max) = (MOVED.0.max(changed), MOVED.1);
+        while self.buffer.operations() < bytes_max && stretches < stretches_max {
+            let Some(shard) = self.cleaning.last().copied() else { break };
+            let done = moved.iter().filter(|moved: &&Moved| moved.shard == shard).map(|moved| moved.entries.end).max();
+            let row = self.row_in(shard, oldest, done.unwrap_or(0), stretches_max - stretches);
+            let (Some(first), Some(last)) = (row.first(), row.last()) else {
                 self.cleaning.pop();
                 continue;
             };
-            let mut entries: Vec<Bytes> = Vec::new();
-            let mut bytes = 0;
-            let read = stretch.read(|_, entry| {
-                bytes += entry.len() as u64;
-                entries.push(entry);
-                Ok(true)
+            let (mut entries, mut bytes) = (Vec::<Bytes>::new(), 0);
+            for stretch in &row {
+                let read = stretch.read(|_, entry| {
+                    bytes += entry.len() as u64;
+                    entries.push(entry);
+                    Ok(true)
+                });
+                read.map_err(|error| error.to_string())?;
+            }
+            stretches += row.len();
+            moved.push(Moved {
+                shard,
+                entries: first.entries.start..last.entries.end,
+                bytes,
+                operation: self.buffer.operations(),
             });
-            read.map_err(|error| error.to_string())?;
             record::put_moved(self.buffer.out(), shard, &entries);
-            return Ok(Some(Moved { shard, entries: stretch.entries, bytes }));
         }
-        Ok(None)
+        Ok(moved)
     }
 
     fn takes_too_much(&self) -> bool {
-        let taken: u64 = self.sealed.iter().map(|(_, bytes)| bytes).sum();
-        taken > self.live.bytes() * SLACK.0 + self.sizes.segment * SLACK.1
+        self.sealed_bytes > self.live.bytes() * SLACK.0 + self.sizes.segment * SLACK.1
     }
 
-    /// The first stretch of a shard in a segment.
-    fn stretch_in(&self, shard: ShardId, number: u64) -> Option<Stretch> {
-        let kept = self.kept.get(&shard)?;
-        let (at, entries) = kept.places.lock().in_segment(number, kept.next())?;
-        let segment = self.files.get(number)?;
-        Some(Stretch { shard, segment, at, entries })
+    /// The first stretches in a row of a shard in a segment, of entries from an index on.
+    fn row_in(&self, shard: ShardId, number: u64, from: u64, most: usize) -> Vec<Stretch> {
+        let Some((kept, segment)) = self.kept.get(&shard).zip(self.files.get(number)) else { return Vec::new() };
+        let stretches = kept.places.lock().in_segment(number, from..kept.next(), most);
+        let stretch = |(at, entries)| Stretch { shard, segment: Arc::clone(&segment), at, entries };
+        stretches.into_iter().map(stretch).collect()
     }
 }
 

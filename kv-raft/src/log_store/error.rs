@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kv_proto::ids::{ReplicaId, ShardId};
 
-/// Why a log folder does not open. Nothing was changed in it.
+/// Why a log folder does not open. What it holds was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process, or another engine of this one, has the folder open.

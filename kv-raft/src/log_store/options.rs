@@ -6,6 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::record::BLOCK_BYTES;
+
 /// Smallest budget.
 const MEMORY_BYTES_MIN: usize = 1 << 20;
 /// A segment is an eighth of the budget, within these bounds: beginning one costs a write and two syncs, and it is kept as long
@@ -17,7 +19,7 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<usize> = 256 << 10..=16 << 20;
 pub(super) struct Sizes {
     /// Bytes of recent entries in memory.
     pub(super) entries: usize,
-    /// Bytes of a segment, but for a record that is larger.
+    /// Bytes of a segment, whole blocks; only a record that is larger makes it longer.
     pub(super) segment: u64,
     /// Whether the page cache is passed by: what is written is read again only at start and by followers far behind, a copy of
     /// it costs processor time, and an fsync has less to look for.
@@ -28,7 +30,7 @@ impl Sizes {
     /// Of a memory budget in bytes. What is not for entries is for the writer's buffer and the places of entries on disk.
     pub(super) fn of(memory_bytes: usize) -> Self {
         let bytes = memory_bytes.max(MEMORY_BYTES_MIN);
-        let segment = (bytes / 8).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+        let segment = (bytes / 8).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end()) / BLOCK_BYTES * BLOCK_BYTES;
         Self { entries: bytes * 5 / 8, segment: segment as u64, direct: false }
     }
 
@@ -63,6 +65,17 @@ mod tests {
     #[test]
     fn a_folder_that_takes_no_direct_writes_is_noticed() {
         assert!(Path::new("/proc/self").is_dir() && !takes_direct_writes(Path::new("/proc/self")));
+    }
+
+    #[test]
+    fn a_segment_is_whole_blocks_whatever_the_budget() {
+        for bytes in [0, 1 << 20, 7_812_500, 62_500_000, 64 << 20, 12_345_678_901] {
+            let segment = Sizes::of(bytes).segment;
+            assert!(
+                segment >= 256 << 10 && segment <= 16 << 20 && segment % BLOCK_BYTES as u64 == 0,
+                "{bytes}: {segment}"
+            );
+        }
     }
 
     #[test]

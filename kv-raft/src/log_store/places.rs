@@ -5,7 +5,7 @@
 //! truncated, or lies elsewhere now.
 //!
 //! Invariants: ascending in the index; the entries between two places lie in one segment, in order, at or after the
-//! first one; after a truncation the next entries begin a place of their own.
+//! first one; after a truncation or a move the next entries begin a place of their own.
 //!
 //! Not here: reading (read); what the shard's pointers are (kept).
 
@@ -41,41 +41,38 @@ pub(super) struct Place {
 
 /// What of each segment is still needed, over all shards.
 #[derive(Debug, Default)]
-pub(super) struct Live(BTreeMap<u64, Load>);
-
-#[derive(Debug, Default)]
-struct Load {
-    places: usize,
+pub(super) struct Live {
+    /// How many places lie in each.
+    segments: BTreeMap<u64, usize>,
     bytes: u64,
 }
 
 impl Live {
     fn add(&mut self, segment: u64, places: usize, bytes: u64) {
-        let load = self.0.entry(segment).or_default();
-        load.places += places;
-        load.bytes += bytes;
+        *self.segments.entry(segment).or_default() += places;
+        self.bytes += bytes;
     }
 
     fn remove(&mut self, place: &Place) {
-        if let Some(load) = self.0.get_mut(&place.at.segment) {
-            load.places = load.places.saturating_sub(1);
-            load.bytes = load.bytes.saturating_sub(place.bytes);
+        if let Some(places) = self.segments.get_mut(&place.at.segment) {
+            *places = places.saturating_sub(1);
         }
+        self.bytes = self.bytes.saturating_sub(place.bytes);
     }
 
     /// Whether no entry of a segment is needed any more.
     pub(super) fn is_dead(&self, segment: u64) -> bool {
-        self.0.get(&segment).is_none_or(|load| load.places == 0)
+        self.segments.get(&segment).is_none_or(|places| *places == 0)
     }
 
     /// Bytes of all entries that are needed, about.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.values().map(|load| load.bytes).sum()
+        self.bytes
     }
 
     /// Forgets a segment that is gone.
     pub(super) fn forget(&mut self, segment: u64) {
-        self.0.remove(&segment);
+        self.segments.remove(&segment);
     }
 }
 
@@ -83,7 +80,7 @@ impl Live {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     places: VecDeque<Place>,
-    /// The log was truncated since the last append.
+    /// The next entry does not go on where the last place's end: they were truncated, or moved.
     cut: bool,
 }
 
@@ -112,6 +109,8 @@ impl Places {
         let from = self.places.partition_point(|place| place.index < range.start);
         let to = self.places.partition_point(|place| place.index < range.end);
         self.places.drain(from..to).for_each(|place| live.remove(&place));
+        // What is appended next need not go on where these end: at a start those between may not have been come to yet.
+        self.cut |= from == self.places.len();
         self.places.insert(from, Place { index: range.start, at, bytes });
         live.add(at.segment, 1, bytes);
     }
@@ -157,10 +156,23 @@ impl Places {
         stretches
     }
 
-    /// The first stretch that lies in a segment, of a log that goes on at `next`.
-    pub(super) fn in_segment(&self, segment: u64, next: u64) -> Option<(At, Range<u64>)> {
-        let from = self.places.iter().position(|place| place.at.segment == segment)?;
-        self.stretch(from, next).map(|(_, place, entries)| (place.at, entries))
+    /// The first stretches in a row that lie in a segment, of the entries of a range: up to so many, and up to what is read
+    /// together.
+    pub(super) fn in_segment(&self, segment: u64, range: Range<u64>, most: usize) -> Vec<(At, Range<u64>)> {
+        let lies = |place: &Place| place.at.segment == segment && place.index >= range.start;
+        let mut from = self.places.iter().position(lies);
+        let mut bytes = 0;
+        let mut stretches = Vec::new();
+        while bytes < TOGETHER_BYTES
+            && stretches.len() < most
+            && let Some((after, place, entries)) = from.and_then(|from| self.stretch(from, range.end))
+            && place.at.segment == segment
+        {
+            bytes += place.bytes;
+            stretches.push((place.at, entries));
+            from = Some(after);
+        }
+        stretches
     }
 
     /// The stretch that begins with a place, and which place is after it.
@@ -180,5 +192,51 @@ impl Places {
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Place> {
         self.places.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(segment: u64, offset: u64) -> At {
+        At { segment, offset, operation: 0 }
+    }
+
+    /// As at a start whose oldest segment does not hold what lies between.
+    #[test]
+    fn an_entry_appended_after_a_move_has_a_place_of_its_own() {
+        let (mut places, mut live) = (Places::default(), Live::default());
+        places.relocate(&(10..11), 50, at(20, 4096), &mut live);
+        places.append(30, 50, at(20, 8192), &mut live);
+        places.relocate(&(11..30), 950, at(21, 4096), &mut live);
+        let stretches = places.covering(&(10..31), u64::MAX);
+        assert_eq!(stretches, [(at(20, 4096), 10..11), (at(21, 4096), 11..30), (at(20, 8192), 30..31)]);
+        places.purge(30, 31, &mut live);
+        assert!(!live.is_dead(20) && live.is_dead(21));
+    }
+
+    #[test]
+    fn places_that_are_near_are_one_and_those_of_one_operation_are_read_together() {
+        let (mut places, mut live) = (Places::default(), Live::default());
+        for index in 0..8 {
+            places.append(index, 100, at(1, 4096 * (index + 1)), &mut live);
+        }
+        places.append(8, 100, at(1, 1 << 20), &mut live);
+        for index in 9..29 {
+            places.append(index, 40 << 10, at(2, 4096), &mut live);
+        }
+        assert_eq!(places.iter().map(|place| place.index).take(4).collect::<Vec<_>>(), [0, 8, 9, 11]);
+        let stretches = places.covering(&(3..29), u64::MAX);
+        let of_two = |range| (at(2, 4096), range);
+        assert_eq!(stretches[..2], [(at(1, 4096), 0..8), (at(1, 1 << 20), 8..9)]);
+        assert_eq!(stretches[2..], [of_two(9..17), of_two(17..25), of_two(25..29)]);
+        assert_eq!(places.covering(&(3..29), 10), stretches[..2]);
+        assert_eq!(places.in_segment(1, 0..29, 9), stretches[..2]);
+        assert_eq!(places.in_segment(2, 17..29, 1), stretches[3..4]);
+        places.truncate(12, &mut live);
+        places.append(12, 10, at(2, 8192), &mut live);
+        assert_eq!(places.covering(&(11..13), u64::MAX), [(at(2, 4096), 11..12), (at(2, 8192), 12..13)]);
+        assert_eq!(live.bytes(), 900 + 4 * 40 * 1024 + 10);
     }
 }

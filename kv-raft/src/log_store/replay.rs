@@ -28,6 +28,7 @@ use kv_proto::ids::ShardId;
 use parking_lot::Mutex;
 
 use super::acknowledged::Acknowledged;
+use super::buffer::Buffer;
 use super::disk::{Found, SPARES_MAX};
 use super::error::OpenError;
 use super::kept::Kept;
@@ -41,6 +42,15 @@ use crate::codec;
 use crate::failpoint;
 use crate::types::LogId;
 
+/// A segment that was read.
+struct Read {
+    header: Header,
+    path: PathBuf,
+    /// Where the first record begins that may not have been acknowledged; the segment itself, if all of it.
+    unsure: u64,
+    end: u64,
+}
+
 /// What the records of a folder came to.
 #[derive(Default)]
 struct Replay {
@@ -48,7 +58,7 @@ struct Replay {
     live: Live,
     /// The last record's; none before the first segment.
     sequence: Option<u64>,
-    segments: Vec<(Header, PathBuf, u64)>,
+    segments: Vec<Read>,
     /// The newest file, if its segment was not begun.
     unbegun: Option<PathBuf>,
 }
@@ -66,7 +76,7 @@ pub(super) fn open(dir: &Path, sizes: Sizes, files: &Files) -> Result<(Found, Sh
     let sizes = sizes.for_folder(dir);
     tracing::debug!(direct = sizes.direct, "how the log is written");
     failpoint!("log.open");
-    let found = replay.resume(dir, acknowledged, sizes, files).map_err(OpenError::io(dir))?;
+    let found = replay.resume(dir, acknowledged, sizes, files)?;
     failpoint!("log.opened");
     Ok((found, shards))
 }
@@ -77,7 +87,7 @@ impl Replay {
         let listed = segment::segments(dir).map_err(OpenError::io(dir))?;
         let newest = listed.last().map(|(number, _)| *number);
         for (number, path) in &listed {
-            replay.segment(path, *number, newest == Some(*number))?;
+            replay.segment(path, *number, newest == Some(*number), acknowledged)?;
         }
         let last = replay.sequence.unwrap_or(0);
         if last < acknowledged {
@@ -96,7 +106,7 @@ impl Replay {
         Ok(replay)
     }
 
-    fn segment(&mut self, path: &Path, number: u64, is_newest: bool) -> Result<(), OpenError> {
+    fn segment(&mut self, path: &Path, number: u64, is_newest: bool, acknowledged: u64) -> Result<(), OpenError> {
         let damaged = |what: String| OpenError::damaged(path, what);
         let bytes = Bytes::from(std::fs::read(path).map_err(OpenError::io(path))?);
         let header = match FirstBlock::of(&bytes) {
@@ -110,9 +120,10 @@ impl Replay {
             }
             FirstBlock::Header(_) | FirstBlock::Damaged => return Err(damaged("its header is damaged".to_owned())),
         };
-        if let Some((last, ..)) = self.segments.last().filter(|(last, ..)| last.number + 1 != number) {
+        let last = self.segments.last().map(|last| last.header.number);
+        if let Some(last) = last.filter(|last| last + 1 != number) {
             return Err(OpenError::damaged(
-                &segment::path(path.parent().unwrap_or(path), last.number + 1),
+                &segment::path(path.parent().unwrap_or(path), last + 1),
                 "the segment is missing",
             ));
         }
@@ -124,7 +135,7 @@ impl Replay {
                 expected - 1
             )));
         }
-        let (mut at, mut next) = (BLOCK_BYTES.min(bytes.len()), header.first);
+        let (mut at, mut next, mut unsure) = (BLOCK_BYTES.min(bytes.len()), header.first, 0);
         while let Some(record) = Record::parse(&bytes.slice(at..), header.salt).filter(|record| record.sequence == next)
         {
             let place = At { segment: number, offset: at as u64, operation: 0 };
@@ -132,6 +143,9 @@ impl Replay {
             self.record(record, place, next == header.first)
                 .map_err(|what| damaged(format!("the record at byte {at}: {what}")))?;
             at = (at + length).min(bytes.len());
+            if next <= acknowledged {
+                unsure = at;
+            }
             next += 1;
         }
         if record::continues(&bytes.slice(at..), next, header.salt) {
@@ -145,7 +159,8 @@ impl Replay {
             return Ok(());
         }
         self.sequence = Some(next - 1);
-        self.segments.push((header, path.to_owned(), at as u64));
+        let (unsure, end) = (unsure as u64, at as u64);
+        self.segments.push(Read { header, path: path.to_owned(), unsure, end });
         Ok(())
     }
 
@@ -217,36 +232,38 @@ impl Replay {
     }
 
     /// Makes what was read durable, and goes on where it ends.
-    fn resume(self, dir: &Path, mut acknowledged: Acknowledged, sizes: Sizes, files: &Files) -> std::io::Result<Found> {
-        let mut spares = segment::spares(dir)?;
-        if let Some(unbegun) = &self.unbegun {
-            let spare = segment::spare_path(dir, 0);
-            std::fs::rename(unbegun, &spare)?;
-            spares.retain(|known| *known != spare);
-            spares.push(spare);
+    fn resume(
+        self,
+        dir: &Path,
+        mut acknowledged: Acknowledged,
+        sizes: Sizes,
+        files: &Files,
+    ) -> Result<Found, OpenError> {
+        if let Some(path) = &self.unbegun {
+            std::fs::remove_file(path).map_err(OpenError::io(path))?;
         }
-        for more in spares.drain(SPARES_MAX.min(spares.len())..) {
-            std::fs::remove_file(more)?;
-        }
+        let spares = spares(dir, sizes).map_err(OpenError::io(dir))?;
         let Some(sequence) = self.sequence else {
-            let found = Found::begin(dir, acknowledged, spares, sizes)?;
+            let found = Found::begin(dir, acknowledged, spares, sizes).map_err(OpenError::io(dir))?;
             files.add(Arc::clone(&found.active.segment));
             return Ok(found);
         };
         let mut sealed = VecDeque::new();
         let mut active = None;
-        for (header, path, end) in self.segments {
-            let segment = Arc::new(Segment::open(path, header)?);
+        for Read { header, path, unsure, end } in self.segments {
+            let segment = Arc::new(Segment::open(path.clone(), header).map_err(OpenError::io(&path))?);
             files.add(Arc::clone(&segment));
             sealed.push_back((header.number, end));
-            active = Some((segment, end));
+            active = Some((segment, unsure, end));
         }
         sealed.pop_back();
-        let (segment, end) = active.ok_or_else(|| std::io::Error::other("a sequence without a segment"))?;
-        let active = Active::resume(segment, end, sizes)?;
-        segment::sync_dir(dir)?;
-        acknowledged.note(sequence)?;
-        acknowledged.sync()?;
+        let (segment, unsure, end) = active.ok_or_else(|| OpenError::damaged(dir, "a sequence without a segment"))?;
+        let path = segment.path.clone();
+        let active = Active::resume(segment, (unsure, end), sizes, &mut Buffer::default());
+        let active = active.map_err(OpenError::io(&path))?;
+        segment::sync_dir(dir).map_err(OpenError::io(dir))?;
+        let noted = acknowledged.note(sequence).and_then(|()| acknowledged.sync());
+        noted.map_err(OpenError::io(acknowledged.path()))?;
         Ok(Found {
             sizes,
             acknowledged,
@@ -258,6 +275,19 @@ impl Replay {
             live: self.live,
         })
     }
+}
+
+/// The files to be used again; more of them, and those longer than a segment, are removed.
+fn spares(dir: &Path, sizes: Sizes) -> std::io::Result<Vec<PathBuf>> {
+    let mut spares = Vec::new();
+    for path in segment::spares(dir)? {
+        if spares.len() < SPARES_MAX && std::fs::metadata(&path)?.len() <= sizes.segment {
+            spares.push(path);
+        } else {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(spares)
 }
 
 /// The log ids of entries in a row, which must be whole, each with its bytes.

@@ -33,7 +33,7 @@ fn named(dir: &Path, kind: &str, number: u64) -> PathBuf {
     dir.join(format!("{kind}{number:016}{SUFFIX}"))
 }
 
-/// The name of a segment. Sorts after `ACKNOWLEDGED`: a copy made in this order never holds a note ahead of the log.
+/// The name of a segment.
 pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
     named(dir, SEGMENT, number)
 }
@@ -141,20 +141,31 @@ impl Active {
             std::fs::rename(spare, &path)?;
         }
         let file = open_to_write(&path, sizes)?;
+        // Before it is written to: under its old name it would be a damaged one.
+        sync_dir(dir)?;
         let filled = file.metadata()?.len() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         let header = Header { number, first, salt: salt() };
         buffer.begin(BLOCK_BYTES);
         header.encode(buffer.out());
         file.write_all_at(buffer.finish(), 0)?;
-        sync_dir(dir)?;
         let end = BLOCK_BYTES as u64;
         let segment = Arc::new(Segment::open(path, header)?);
         Ok(Self { segment, file, end, filled: filled.max(end) })
     }
 
-    /// Goes on where the last record ends, and makes sure that what was read is on the disk.
-    pub(super) fn resume(segment: Arc<Segment>, end: u64, sizes: Sizes) -> io::Result<Self> {
+    /// Goes on where the last record ends, and makes sure that what was read is on the disk: what was not acknowledged, from
+    /// `unsure` on, is written again, since the kernel takes what a failed sync left in its memory for written.
+    pub(super) fn resume(
+        segment: Arc<Segment>,
+        (unsure, end): (u64, u64),
+        sizes: Sizes,
+        buffer: &mut Buffer,
+    ) -> io::Result<Self> {
         let file = open_to_write(&segment.path, sizes)?;
+        let again = segment.read(unsure, usize::try_from(end - unsure).unwrap_or(usize::MAX))?;
+        buffer.begin(again.len());
+        buffer.out().extend_from_slice(&again);
+        file.write_all_at(buffer.finish(), unsure)?;
         file.sync_all()?;
         let filled = file.metadata()?.len() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         Ok(Self { segment, file, end, filled: filled.max(end) })
@@ -170,7 +181,12 @@ impl Active {
         self.file.write_all_at(blocks, self.end)?;
         self.end += blocks.len() as u64;
         if self.end > self.filled {
-            self.fill(sizes)?;
+            match self.fill(sizes) {
+                // What was written has found its place.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                filled => filled?,
+            }
+            self.filled = self.filled.max(self.end);
         }
         Ok(())
     }
@@ -185,7 +201,6 @@ impl Active {
             self.file.write_all_at(zeros.blocks().get(..bytes).unwrap_or_default(), from)?;
             self.filled = from + bytes as u64;
         }
-        self.filled = self.filled.max(self.end);
         Ok(())
     }
 

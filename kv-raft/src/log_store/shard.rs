@@ -159,7 +159,7 @@ impl State {
         let mut next = self.next();
         let Some(first) = entries.first() else { return Ok(0) };
         if self.last.is_none() {
-            // An empty log may start anywhere; openraft starts at 0, or after what it purged.
+            // openraft starts an empty log at 0, or after what it purged, and its test suite at 1; a start finds only the former.
             (next, self.first, self.cache_start) = (first.log_id.index, first.log_id.index, first.log_id.index);
         }
         for (entry, expected) in entries.iter().zip(next..) {

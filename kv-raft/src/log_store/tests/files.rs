@@ -143,3 +143,62 @@ async fn an_entry_larger_than_a_segment_is_kept() {
     let engine = open_small(dir.path());
     assert_eq!(read(&store(&engine, 1)).await, large);
 }
+
+/// One entry of it in each of many segments, and more to come while older ones are written once more.
+#[tokio::test]
+async fn entries_of_a_slow_shard_are_found_wherever_they_are_moved_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_small(dir.path());
+    let (mut slow, mut busy) = (store(&engine, 1), store(&engine, 2));
+    for index in 0..600 {
+        append(&mut busy, vec![entry(1, index, 9_000)]).await;
+        busy.purge(log_id(1, index)).await.unwrap();
+        if index % 4 == 0 {
+            append(&mut slow, entries(1, index / 4..index / 4 + 1)).await;
+        }
+        if index % 50 == 49 {
+            let image = tempfile::tempdir().unwrap();
+            copy(dir.path(), image.path()).unwrap();
+            let engine = open_small(image.path());
+            let mut log = store(&engine, 1);
+            let next = index / 4 + 1;
+            assert_eq!(read(&log).await, entries(1, 0..next), "in a copy made at {index}");
+            // It goes on, is cleaned and opened again.
+            for more in 0..60 {
+                append(&mut store(&engine, 2), vec![entry(1, index + 1 + more, 9_000)]).await;
+                append(&mut log, entries(1, next + more..next + more + 1)).await;
+                store(&engine, 2).purge(log_id(1, index + more)).await.unwrap();
+            }
+            assert_eq!(read(&log).await, entries(1, 0..next + 60));
+            engine.close().await;
+            let engine = open_small(image.path());
+            assert_eq!(read(&store(&engine, 1)).await, entries(1, 0..next + 60), "after {index}, opened twice");
+            engine.close().await;
+        }
+    }
+    assert!(segments(dir.path()) < 30, "{} segments", segments(dir.path()));
+}
+
+#[tokio::test]
+async fn files_longer_than_a_segment_are_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_small(dir.path());
+    let mut log = store(&engine, 1);
+    for index in 0..6 {
+        append(&mut log, vec![entry(1, index, 200_000)]).await;
+        log.purge(log_id(1, index)).await.unwrap();
+    }
+    append(&mut log, entries(1, 6..7)).await;
+    eventually("old segments go", || segments(dir.path()) <= 2);
+    assert_eq!(spares(dir.path()), 0);
+    for index in 7..40 {
+        append(&mut log, vec![entry(1, index, 9_000)]).await;
+        log.purge(log_id(1, index)).await.unwrap();
+    }
+    engine.close().await;
+    assert!(spares(dir.path()) > 0);
+    // A smaller segment than any file.
+    let smaller = Sizes { segment: 8 << 10, ..SMALL };
+    LogEngine::open_sized(dir.path(), options(), smaller).unwrap().close().await;
+    assert_eq!(spares(dir.path()), 0);
+}
