@@ -71,10 +71,8 @@ mod tests {
     fn a_segment_is_whole_blocks_whatever_the_budget() {
         for bytes in [0, 1 << 20, 7_812_500, 62_500_000, 64 << 20, 12_345_678_901] {
             let segment = Sizes::of(bytes).segment;
-            assert!(
-                segment >= 256 << 10 && segment <= 16 << 20 && segment % BLOCK_BYTES as u64 == 0,
-                "{bytes}: {segment}"
-            );
+            let bounds = *SEGMENT_BYTES.start() as u64..=*SEGMENT_BYTES.end() as u64;
+            assert!(bounds.contains(&segment) && segment.is_multiple_of(BLOCK_BYTES as u64), "{bytes}: {segment}");
         }
     }
 
