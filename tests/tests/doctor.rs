@@ -99,8 +99,8 @@ async fn fill_disk(cluster: &mut Cluster) -> Result<Option<SmallDisk>> {
     let lines = [settings().lines, vec![format!("disk_free_min = {needed:?}")]].concat();
     cluster.node(4).configure(&lines)?;
     cluster.node_mut(4).start().await?;
-    if disk.is_some() {
-        fs::write(data.join("filler"), vec![0_u8; 115 << 20])?;
+    if let Some(disk) = &disk {
+        disk.leave(45)?;
     }
     Ok(disk)
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use foldhash::quality::RandomState;
 use kv_proto::ids::ClientId;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, WriteBatch};
@@ -51,7 +52,7 @@ pub(crate) struct Changed {
 /// What several chunks changed.
 #[derive(Default)]
 struct Gathered {
-    latest: HashMap<TableKey, Option<Bytes>>,
+    latest: HashMap<TableKey, Option<Bytes>, RandomState>,
     once: Vec<(Table, Vec<u8>, Vec<u8>)>,
     sessions: BTreeMap<ClientId, Option<Vec<u8>>>,
     membership: bool,
@@ -93,9 +94,7 @@ impl Gathered {
         // A little more than it takes: growing would copy all of it.
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
-        let mut rows: Vec<_> = self.latest.iter().collect();
-        rows.sort_unstable_by_key(|(key, _)| *key);
-        for (key, row) in rows {
+        for (key, row) in in_key_order(&self.latest) {
             put_or_delete(&mut batch, latest, key, row.as_deref());
         }
         for (table, key, row) in &self.once {
@@ -117,6 +116,25 @@ impl Gathered {
     }
 }
 
+/// Rows in key order. Keys lie apart in memory, and most of them differ in the first bytes that are not common to all: those are
+/// looked at once for each key, not once for each comparison.
+fn in_key_order<V>(rows: &HashMap<TableKey, V, RandomState>) -> impl Iterator<Item = (&TableKey, &V)> {
+    let any = rows.keys().next().map_or(&[][..], |key| key);
+    let equal = |key: &TableKey| any.iter().zip(key.iter()).take_while(|(one, other)| one == other).count();
+    let common = rows.keys().map(equal).min().unwrap_or(0);
+    let mut sorted: Vec<_> =
+        rows.iter().map(|(key, row)| (head(key.get(common..).unwrap_or_default()), key, row)).collect();
+    sorted.sort_unstable_by(|(head, key, _), (other_head, other, _)| head.cmp(other_head).then_with(|| key.cmp(other)));
+    sorted.into_iter().map(|(_, key, row)| (key, row))
+}
+
+/// The first bytes as a number that sorts as they do; those of shorter keys as if zeros followed.
+fn head(key: &[u8]) -> u128 {
+    let mut head = [0; 16];
+    head.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    u128::from_be_bytes(head)
+}
+
 /// What a replica has not written. See the module.
 #[derive(Default)]
 pub(crate) struct Unwritten {
@@ -131,6 +149,8 @@ struct Rows {
     writing: Option<Arc<Gathered>>,
     /// How many gatherings began to be written.
     begun: u64,
+    /// How many rows the last one had: the next one is laid out for as many, since growing looks at all keys again.
+    usual: usize,
 }
 
 impl Rows {
@@ -160,6 +180,10 @@ impl Unwritten {
     pub(crate) fn add(&self, store: &Store, changed: Changed, progress: Arc<Progress>) {
         let mut rows = self.rows.write();
         let before = rows.gathering.bytes;
+        if rows.gathering.latest.is_empty() {
+            let usual = rows.usual;
+            rows.gathering.latest.reserve(usual);
+        }
         rows.gathering.add(changed, progress);
         store.unwritten().changed(before, rows.gathering.bytes);
     }
@@ -168,6 +192,7 @@ impl Unwritten {
     fn begin(&self) -> Option<Arc<Gathered>> {
         let mut rows = self.rows.write();
         if rows.writing.is_none() && rows.gathering.progress.is_some() {
+            rows.usual = rows.gathering.latest.len();
             rows.writing = Some(Arc::new(std::mem::take(&mut rows.gathering)));
             rows.begun += 1;
         }
@@ -255,5 +280,26 @@ fn put_or_delete(batch: &mut WriteBatch, table: &ColumnFamily, key: &[u8], row: 
     match row {
         Some(row) => batch.put_cf(table, key, row),
         None => batch.delete_cf(table, key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rows_are_written_in_key_order_whatever_their_keys_have_in_common(
+            common in proptest::collection::vec(any::<u8>(), 0..20),
+            ends in proptest::collection::vec(proptest::collection::vec(0_u8..3, 0..40), 0..60),
+        ) {
+            let keys = ends.into_iter().map(|end| TableKey::from([common.as_slice(), &end].concat()));
+            let rows: HashMap<_, _, RandomState> = keys.map(|key| (key, ())).collect();
+            let mut expected: Vec<_> = rows.keys().collect();
+            expected.sort();
+            prop_assert_eq!(in_key_order(&rows).map(|(key, ())| key).collect::<Vec<_>>(), expected);
+        }
     }
 }

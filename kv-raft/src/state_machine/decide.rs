@@ -82,8 +82,10 @@ pub(crate) fn decide<'a, V: View>(
         // Its caller may have been told so: it must not be applied, though it would be now.
         return Ok(unchanged(Reply::SessionStale, None));
     }
-    let mut changes =
-        Changes { view, edits: Vec::with_capacity(command.operations.len() + 1), touched: BTreeMap::new() };
+    let deletes = |operation: &Operation<'_>| matches!(operation, Operation::Delete { .. });
+    let asks = view.keeps_history() || command.operations.iter().any(deletes);
+    let edits = Vec::with_capacity(command.operations.len() + 1);
+    let mut changes = Changes { view, edits, touched: asks.then(BTreeMap::new) };
     let mut deleted = 0;
     for operation in &command.operations {
         match *operation {
@@ -109,26 +111,36 @@ fn holds<V: View>(view: &V, condition: &Condition<'_>) -> Result<bool, V::Error>
 struct Changes<'a, 'v, V> {
     view: &'v V,
     edits: Vec<Edit<'a>>,
-    /// Whether keys this command changed exist now.
-    touched: BTreeMap<&'a [u8], bool>,
+    /// Whether keys this command changed exist now; None if nothing of it asks.
+    touched: Option<BTreeMap<&'a [u8], bool>>,
 }
 
 impl<'a, V: View> Changes<'a, '_, V> {
+    fn touch(&mut self, key: &'a [u8], exists: bool) {
+        if let Some(touched) = &mut self.touched {
+            touched.insert(key, exists);
+        }
+    }
+
+    fn touched(&self, key: &[u8]) -> Option<bool> {
+        self.touched.as_ref()?.get(key).copied()
+    }
+
     fn put(&mut self, key: &'a [u8], value: &'a [u8]) -> Result<(), V::Error> {
         self.keep(key)?;
-        self.touched.insert(key, true);
+        self.touch(key, true);
         self.edits.push(Edit::Put { key, value });
         Ok(())
     }
 
     fn delete(&mut self, key: &'a [u8]) -> Result<bool, V::Error> {
-        let exists = match self.touched.get(key) {
-            Some(exists) => *exists,
+        let exists = match self.touched(key) {
+            Some(exists) => exists,
             None => self.view.written_at(key)?.is_some(),
         };
         if exists {
             self.keep(key)?;
-            self.touched.insert(key, false);
+            self.touch(key, false);
             self.edits.push(Edit::Delete { key });
         }
         Ok(exists)
@@ -137,7 +149,7 @@ impl<'a, V: View> Changes<'a, '_, V> {
     /// What the command itself wrote before never was a version of its own.
     fn keep(&mut self, key: &'a [u8]) -> Result<(), V::Error> {
         if self.view.keeps_history()
-            && !self.touched.contains_key(key)
+            && self.touched(key).is_none()
             && let Some(Version { commit: start, value }) = self.view.version(key)?
         {
             self.edits.push(Edit::Keep { key, start, value: value.into_owned() });
