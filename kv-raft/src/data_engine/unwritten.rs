@@ -31,6 +31,10 @@ use super::store::Store;
 /// What a row takes beside its key and value: its place in the table, what allocations round up to, and its place in key order.
 const ROW_OVERHEAD: usize = 144;
 
+/// After so many rows the processor goes to whoever waits for it: Linux leaves it for milliseconds to a thread that works on, and
+/// nobody waits for this one.
+const ROWS_AT_ONCE: usize = 64;
+
 /// A key as the table holds it.
 pub(crate) type TableKey = Box<[u8]>;
 
@@ -94,7 +98,10 @@ impl Gathered {
         // A little more than it takes: growing would copy all of it.
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
-        for (key, row) in in_key_order(&self.latest) {
+        for (number, (key, row)) in in_key_order(&self.latest).enumerate() {
+            if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
+                std::thread::yield_now();
+            }
             put_or_delete(&mut batch, latest, key, row.as_deref());
         }
         for (table, key, row) in &self.once {
