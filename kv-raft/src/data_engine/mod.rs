@@ -248,7 +248,8 @@ impl DataEngine {
         let engine = self.clone();
         drop(crate::blocking::spawn_blocking(move || {
             while engine.0.store.unwritten().is_due() {
-                let written = engine.holdings().iter().try_for_each(|holding| holding.write_out(&engine.0.store));
+                let store = &engine.0.store;
+                let written = engine.holdings().iter().try_for_each(|holding| holding.write_out_aside(store));
                 if let Err(error) = written {
                     tracing::error!(%error, "what is applied cannot be written");
                     break;

@@ -31,8 +31,8 @@ use super::store::Store;
 /// What a row takes beside its key and value: its place in the table, what allocations round up to, and its place in key order.
 const ROW_OVERHEAD: usize = 144;
 
-/// After so many rows the processor goes to whoever waits for it: Linux leaves it for milliseconds to a thread that works on, and
-/// nobody waits for this one.
+/// After so many rows that nobody waits for, the processor goes to whoever does: Linux leaves it for milliseconds to a thread that
+/// works on.
 const ROWS_AT_ONCE: usize = 64;
 
 /// A key as the table holds it.
@@ -94,12 +94,12 @@ impl Gathered {
     }
 
     /// All of it, sorted where it is much.
-    fn batch(&self, store: &Store, holding: &Holding, progress: &Progress) -> WriteBatch {
+    fn batch(&self, store: &Store, holding: &Holding, progress: &Progress, aside: bool) -> WriteBatch {
         // A little more than it takes: growing would copy all of it.
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
         for (number, (key, row)) in in_key_order(&self.latest).enumerate() {
-            if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
+            if aside && number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
                 std::thread::yield_now();
             }
             put_or_delete(&mut batch, latest, key, row.as_deref());
@@ -187,7 +187,7 @@ impl Unwritten {
     pub(crate) fn add(&self, store: &Store, changed: Changed, progress: Arc<Progress>) {
         let mut rows = self.rows.write();
         let before = rows.gathering.bytes;
-        if rows.gathering.latest.is_empty() {
+        if rows.gathering.latest.is_empty() && !changed.latest.is_empty() {
             let usual = rows.usual;
             rows.gathering.latest.reserve(usual);
         }
@@ -210,9 +210,23 @@ impl Unwritten {
 impl Holding {
     /// Writes what is gathered to RocksDB: when this returns, that holds all that was applied before. Blocking.
     pub(crate) fn write_out(&self, store: &Store) -> Result<(), DataError> {
+        self.write_gathered(store, false)
+    }
+
+    /// The same where nobody waits for it: others get the processor first.
+    pub(crate) fn write_out_aside(&self, store: &Store) -> Result<(), DataError> {
+        self.write_gathered(store, true)
+    }
+
+    fn write_gathered(&self, store: &Store, aside: bool) -> Result<(), DataError> {
         let begun = {
             let rows = self.unwritten.rows.read();
             if rows.is_empty() {
+                let was_busy = rows.usual > 0;
+                drop(rows);
+                if was_busy {
+                    self.unwritten.rows.write().usual = 0;
+                }
                 return Ok(());
             }
             rows.begun
@@ -227,7 +241,7 @@ impl Holding {
             return Ok(());
         }
         let Some(writing) = self.unwritten.begin() else { return Ok(()) };
-        self.write(store, &writing)?;
+        self.write(store, &writing, aside)?;
         let written = self.unwritten.rows.write().writing.take();
         store.unwritten().changed(writing.bytes, 0);
         // Freed without the lock.
@@ -235,9 +249,9 @@ impl Holding {
         Ok(())
     }
 
-    fn write(&self, store: &Store, gathered: &Gathered) -> Result<(), DataError> {
+    fn write(&self, store: &Store, gathered: &Gathered, aside: bool) -> Result<(), DataError> {
         let Some(progress) = &gathered.progress else { return Ok(()) };
-        let batch = gathered.batch(store, self, progress);
+        let batch = gathered.batch(store, self, progress, aside);
         // Until RocksDB holds all of it: what is read meanwhile is not remembered.
         let writing = store.rows().begin_write(&self.gate);
         gathered.latest.keys().for_each(|key| writing.forget(key));

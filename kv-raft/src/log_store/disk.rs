@@ -195,6 +195,9 @@ impl Disk {
         self.write_record()?;
         // A record is whole on the disk before the next one is written.
         self.sync()?;
+        // Also after a power cut: a segment whose header rots would be taken for one that was not begun.
+        self.note()?;
+        self.sync_note()?;
         self.files.add(Arc::clone(&self.active.segment));
         self.buffer = waiting;
         Ok(())

@@ -10,8 +10,8 @@ use super::record::BLOCK_BYTES;
 
 /// Smallest budget.
 const MEMORY_BYTES_MIN: usize = 1 << 20;
-/// A segment is an eighth of the budget, within these bounds: beginning one costs a write and two syncs, and it is kept as long
-/// as anything in it.
+/// A segment is an eighth of the budget, within these bounds: beginning one costs a few syncs, and it is kept as long as
+/// anything in it.
 const SEGMENT_BYTES: std::ops::RangeInclusive<usize> = 256 << 10..=16 << 20;
 
 /// Sizes of a log, and how it is written.

@@ -135,20 +135,22 @@ impl Replay {
                 expected - 1
             )));
         }
-        let (mut at, mut next, mut unsure) = (BLOCK_BYTES.min(bytes.len()), header.first, 0);
-        while let Some(record) = Record::parse(&bytes.slice(at..), header.salt).filter(|record| record.sequence == next)
+        let (mut at, mut next, mut unsure) = (BLOCK_BYTES, header.first, 0);
+        while let Some(record) =
+            Record::parse(&bytes.slice(at.min(bytes.len())..), header.salt).filter(|record| record.sequence == next)
         {
             let place = At { segment: number, offset: at as u64, operation: 0 };
             let length = record.bytes();
             self.record(record, place, next == header.first)
                 .map_err(|what| damaged(format!("the record at byte {at}: {what}")))?;
-            at = (at + length).min(bytes.len());
+            // Past the file's end, if the zeros that fill the last block are not there.
+            at += length;
             if next <= acknowledged {
                 unsure = at;
             }
             next += 1;
         }
-        if record::continues(&bytes.slice(at..), next, header.salt) {
+        if record::continues(&bytes.slice(at.min(bytes.len())..), next, header.salt) {
             return Err(damaged(format!("the record at byte {at} is damaged, but later ones are whole")));
         }
         if next == header.first {

@@ -135,6 +135,24 @@ async fn the_end_of_the_log_cut_after_it_was_acknowledged_refuses_and_names_the_
     assert_eq!(reopened(image.path(), 1).await, entries(1, 0..8));
 }
 
+#[tokio::test]
+async fn a_last_record_without_the_zeros_that_fill_its_block_is_whole_and_the_log_goes_on_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    append(&mut store(&engine, 1), entries(1, 0..4)).await;
+    engine.close().await;
+    for _ in 0..3 {
+        let (path, whole) = contents(dir.path()).into_iter().find(|(path, _)| is_segment(path)).unwrap();
+        std::fs::write(&path, &whole[..last_record(&whole).end - 500]).unwrap();
+        let engine = open(dir.path());
+        let mut log = store(&engine, 1);
+        let next = read(&log).await.len() as u64;
+        append(&mut log, entries(1, next..next + 2)).await;
+        engine.close().await;
+        assert_eq!(reopened(dir.path(), 1).await, entries(1, 0..next + 2));
+    }
+}
+
 /// Crashes at each step of beginning a segment leave what was acknowledged before.
 #[tokio::test]
 async fn a_segment_that_was_not_begun_is_dropped_whatever_is_in_it() {
