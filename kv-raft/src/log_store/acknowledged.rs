@@ -108,7 +108,7 @@ fn create(dir: &Path, path: &Path) -> io::Result<()> {
     file.write_all_at(&encode(1, 0), SLOT_BYTES)?;
     file.sync_all()?;
     std::fs::rename(&unfinished, path)?;
-    File::open(dir)?.sync_all()
+    segment::sync_dir(dir)
 }
 
 fn encode(turn: u64, sequence: u64) -> Bytes {

@@ -26,7 +26,7 @@ use super::options::Sizes;
 use super::places::{At, Live};
 use super::queue::{Action, Change};
 use super::read::{Files, Stretch};
-use super::record::{self, BLOCK_BYTES};
+use super::record;
 use super::segment::{self, Active};
 use crate::codec;
 use crate::failpoint;
@@ -116,10 +116,6 @@ impl Disk {
     /// Writes changes in order, synced and noted when it returns; the bytes written. After an error nobody knows what the
     /// disk holds.
     pub(super) fn write(&mut self, changes: &[Change]) -> Result<usize, String> {
-        if changes.iter().all(|change| matches!(change.action, Action::Barrier { .. })) {
-            // Everything before them is synced.
-            return Ok(0);
-        }
         let kib: usize = changes.iter().map(|change| change.kib).sum();
         self.buffer.begin_record(kib << 10);
         // Before the changes, since it is of what the shard holds before them.
@@ -206,9 +202,13 @@ impl Disk {
     /// What a change that is durable did.
     fn tell(&mut self, Change { shard: log, action, .. }: &Change, at: At) {
         let live = &mut self.live;
-        if matches!(action, Action::Destroy { .. } | Action::Barrier { .. }) {
-            let gone = matches!(action, Action::Destroy { .. }).then(|| self.kept.remove(&log.shard)).flatten();
-            gone.into_iter().for_each(|kept| kept.destroy(live));
+        if let Action::Destroy { .. } = action {
+            if let Some(kept) = self.kept.remove(&log.shard) {
+                kept.destroy(live);
+            }
+            return;
+        }
+        if let Action::Barrier { .. } = action {
             return;
         }
         let kept = self.kept.entry(log.shard).or_insert_with(|| Kept::new(Arc::clone(&log.places)));
@@ -319,7 +319,6 @@ impl Found {
         active.sync()?;
         acknowledged.note(1)?;
         acknowledged.sync()?;
-        debug_assert!(active.end >= 2 * BLOCK_BYTES as u64);
         let (sealed, kept, live) = Default::default();
         Ok(Self { sizes, acknowledged, active, sealed, spares, sequence: 2, kept, live })
     }

@@ -149,11 +149,15 @@ impl Writer {
                 self.shared.metrics.queue.observe(started.saturating_duration_since(*queued).as_secs_f64());
             }
         }
+        self.shared.metrics.batch_entries.observe(entries as f64);
+        if changes.iter().all(|change| matches!(change.action, Action::Barrier { .. })) {
+            // Everything before them is synced.
+            return Ok(());
+        }
         let started = Instant::now();
         let written = self.commit(changes);
         let metrics = &self.shared.metrics;
         metrics.synced(started.elapsed());
-        metrics.batch_entries.observe(entries as f64);
         metrics.entries.inc_by(entries);
         if let Ok(bytes) = &written {
             metrics.batch_bytes.observe(*bytes as f64);
