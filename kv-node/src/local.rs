@@ -16,14 +16,14 @@ use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::write_operation::Operation as WireOperation;
 use kv_proto::pb::v1::{
-    BatchGetRequest, BatchGetResponse, BatchWriteRequest, BatchWriteResponse, CompareAndSetRequest,
-    CompareAndSetResponse, Condition as WireCondition, Consistency, DeleteResponse, GetResponse, KeyValue, PutResponse,
-    ReadOptions, RequestHeader, ResponseHeader, ScanRequest, WriteOperation,
+    BatchGetRequest, BatchGetResponse, BatchWriteResponse, CompareAndSetResponse, Condition as WireCondition,
+    Consistency, DeleteResponse, GetResponse, KeyValue, PutResponse, ReadOptions, ResponseHeader, ScanRequest,
+    WriteOperation,
 };
 use kv_proto::timestamp::Timestamp;
 use kv_raft::command::{Command, Condition, EncodedCommand, Expected, Operation, Reply, Versioned};
 use kv_raft::data_engine::{DataError, ReadView};
-use kv_raft::replica::{ReadMode, Replica};
+use kv_raft::replica::{Answered, ProposeError, ReadMode, Replica};
 use tokio::time::{Instant, timeout_at};
 
 use crate::catalog::{CatalogView, ShardInfo};
@@ -53,12 +53,6 @@ pub enum Keys {
     },
 }
 
-/// What became of a write.
-enum Done {
-    Written { commit: Timestamp, deleted: u32 },
-    Refused { condition: u32, current: Option<Versioned> },
-}
-
 /// What a call is served with.
 pub struct Call<'a> {
     /// The node.
@@ -80,8 +74,7 @@ impl Call<'_> {
         shard: &ShardInfo,
         keys: &Keys,
     ) -> Result<Response, ServiceError> {
-        let header = || Some(self.header(shard));
-        // Get, put and delete are small and in place; a call carries the space of the largest, so the others are boxed.
+        // Gets are small and in place; a call carries the space of the largest, so the others are boxed.
         match (request, keys) {
             (Request::Get(get), Keys::One(key)) => {
                 let (view, at) = self.read(get.read.as_ref(), space, shard).await?;
@@ -91,34 +84,22 @@ impl Call<'_> {
                     None => Box::pin(self.get_from_disk(view, key, at, shard)).await?,
                 };
                 let entry = found.map(|found| key_value(get.key.clone(), found));
-                Ok(Response::Get(GetResponse { header: header(), entry }))
+                Ok(Response::Get(GetResponse { header: Some(self.header(shard)), entry }))
             }
-            (Request::Put(put), Keys::One(key)) => {
-                let operations = vec![Operation::Put { key, value: &put.value }];
-                let (commit, _) = written(self.write(&put.header, vec![], operations, shard).await?)?;
-                Ok(Response::Put(PutResponse { header: header(), commit_timestamp: commit.0 }))
-            }
-            (Request::Delete(delete), Keys::One(key)) => {
-                let operations = vec![Operation::Delete { key }];
-                let (commit, deleted) = written(self.write(&delete.header, vec![], operations, shard).await?)?;
-                let deleted = deleted > 0;
-                Ok(Response::Delete(DeleteResponse { header: header(), commit_timestamp: commit.0, deleted }))
-            }
-            (Request::CompareAndSet(cas), Keys::One(key)) => {
-                Box::pin(self.compare_and_set(cas, key, shard)).await.map(Response::CompareAndSet)
+            (
+                Request::Put(_) | Request::Delete(_) | Request::CompareAndSet(_) | Request::BatchWrite(_),
+                Keys::One(_) | Keys::Many(_),
+            ) => {
+                let answer = self.propose(request, shard, keys)?.await;
+                self.written(request, shard, answer)
             }
             (Request::BatchGet(batch), Keys::Many(keys)) => {
                 Box::pin(self.batch_get(batch, keys, space, shard)).await.map(Response::BatchGet)
             }
-            (Request::BatchWrite(batch), Keys::Many(keys)) => {
-                Box::pin(self.batch_write(batch, keys, shard)).await.map(Response::BatchWrite)
-            }
             (Request::Scan(scan), Keys::Scan { bounds, from }) => {
                 Box::pin(self.scan(scan, bounds, from, space, shard)).await
             }
-            (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => {
-                Err(internal("the keys of a call are not of its kind", Outcome::NotApplied))
-            }
+            (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => Err(mixed_up()),
         }
     }
 
@@ -137,26 +118,69 @@ impl Call<'_> {
         self.shared.admission.admit_write().or_else(|refused| if hands_over() { Ok(()) } else { Err(refused) })
     }
 
-    async fn write<'k>(
-        &self,
-        header: &Option<RequestHeader>,
-        conditions: Vec<Condition<'k>>,
-        operations: Vec<Operation<'k>>,
-        shard: &ShardInfo,
-    ) -> Result<Done, ServiceError> {
+    /// Proposes a write now; its answer comes later.
+    pub fn propose(&self, request: &Request, shard: &ShardInfo, keys: &Keys) -> Result<Answered, ServiceError> {
         self.check_room()?;
-        let session = validate::session_tag(validate::header_of(header));
+        let session = validate::session_tag(validate::header(request));
+        let (conditions, operations) = changes(request, keys)?;
         let command = EncodedCommand::new(&Command { session, conditions, operations });
-        match self.replica.propose_by(command, self.deadline).await {
-            Ok(Reply::Written { commit, deleted }) => Ok(Done::Written { commit, deleted }),
-            Ok(Reply::Refused { condition, current }) => Ok(Done::Refused { condition, current }),
-            Ok(Reply::SessionStale) => {
+        let proposed = self.replica.propose_by(command, self.deadline);
+        proposed.map_err(|error| errors::propose(error, &self.situation(), shard))
+    }
+
+    /// The response to a write that was proposed.
+    pub fn written(
+        &self,
+        request: &Request,
+        shard: &ShardInfo,
+        answer: Result<Reply, ProposeError>,
+    ) -> Result<Response, ServiceError> {
+        let reply = answer.map_err(|error| errors::propose(error, &self.situation(), shard))?;
+        let header = Some(self.header(shard));
+        Ok(match (request, reply) {
+            (_, Reply::SessionStale) => {
+                let session = validate::session_tag(validate::header(request));
                 let sequence = session.map_or(0, |session| session.sequence.0);
-                Err(ServiceError::SessionStale { sequence })
+                return Err(ServiceError::SessionStale { sequence });
             }
-            Ok(Reply::SessionsFull) => Err(errors::overloaded("the shard's table of sessions")),
-            Err(error) => Err(errors::propose(error, &self.situation(), shard)),
-        }
+            (_, Reply::SessionsFull) => return Err(errors::overloaded("the shard's table of sessions")),
+            (Request::Put(_), Reply::Written { commit, .. }) => {
+                Response::Put(PutResponse { header, commit_timestamp: commit.0 })
+            }
+            (Request::Delete(_), Reply::Written { commit, deleted }) => {
+                Response::Delete(DeleteResponse { header, commit_timestamp: commit.0, deleted: deleted > 0 })
+            }
+            (Request::CompareAndSet(_), Reply::Written { commit, .. }) => {
+                let (succeeded, commit_timestamp) = (true, commit.0);
+                Response::CompareAndSet(CompareAndSetResponse { header, succeeded, commit_timestamp, current: None })
+            }
+            (Request::CompareAndSet(cas), Reply::Refused { current, .. }) => {
+                let key = cas.condition.as_ref().map(|condition| condition.key.clone()).unwrap_or_default();
+                let current = current.map(|current| key_value(key, current));
+                let (succeeded, commit_timestamp) = (false, 0);
+                Response::CompareAndSet(CompareAndSetResponse { header, succeeded, commit_timestamp, current })
+            }
+            (Request::BatchWrite(_), Reply::Written { commit, deleted }) => Response::BatchWrite(BatchWriteResponse {
+                header,
+                succeeded: true,
+                commit_timestamp: commit.0,
+                deleted,
+                ..Default::default()
+            }),
+            (Request::BatchWrite(batch), Reply::Refused { condition, current }) => {
+                let named = usize::try_from(condition).ok().and_then(|position| batch.conditions.get(position));
+                let key = named.map(|condition| condition.key.clone()).unwrap_or_default();
+                let current = current.map(|current| key_value(key, current));
+                let failed_condition = condition;
+                Response::BatchWrite(BatchWriteResponse { header, failed_condition, current, ..Default::default() })
+            }
+            (_, Reply::Refused { .. }) => {
+                return Err(internal("a write without conditions was refused", Outcome::Unknown));
+            }
+            (Request::Get(_) | Request::BatchGet(_) | Request::Scan(_), Reply::Written { .. }) => {
+                return Err(internal("a read was proposed", Outcome::Unknown));
+            }
+        })
     }
 
     async fn read(
@@ -171,62 +195,6 @@ impl Call<'_> {
             Ok(Err(error)) => Err(errors::read(error, &self.situation(), shard, asked(at))),
             Err(_) => Err(errors::deadline("read", Outcome::NotApplied)),
         }
-    }
-
-    async fn compare_and_set(
-        &self,
-        cas: &CompareAndSetRequest,
-        key: &Bytes,
-        shard: &ShardInfo,
-    ) -> Result<CompareAndSetResponse, ServiceError> {
-        let condition = cas.condition.as_ref().and_then(|condition| self::condition(condition, key));
-        let condition = condition.ok_or_else(|| ServiceError::invalid("condition.expected", "is needed"))?;
-        let operation = match &cas.new_value {
-            Some(value) => Operation::Put { key, value },
-            None => Operation::Delete { key },
-        };
-        let header = Some(self.header(shard));
-        Ok(match self.write(&cas.header, vec![condition], vec![operation], shard).await? {
-            Done::Written { commit, .. } => {
-                CompareAndSetResponse { header, succeeded: true, commit_timestamp: commit.0, current: None }
-            }
-            Done::Refused { current, .. } => {
-                let key = cas.condition.as_ref().map(|condition| condition.key.clone()).unwrap_or_default();
-                let current = current.map(|current| key_value(key, current));
-                CompareAndSetResponse { header, succeeded: false, commit_timestamp: 0, current }
-            }
-        })
-    }
-
-    async fn batch_write(
-        &self,
-        batch: &BatchWriteRequest,
-        keys: &[Bytes],
-        shard: &ShardInfo,
-    ) -> Result<BatchWriteResponse, ServiceError> {
-        let missing = || ServiceError::invalid("operations", "is not complete");
-        let mut keys = keys.iter();
-        let conditions: Option<Vec<_>> =
-            batch.conditions.iter().zip(&mut keys).map(|(wire, key)| condition(wire, key)).collect();
-        let operations: Option<Vec<_>> =
-            batch.operations.iter().zip(&mut keys).map(|(wire, key)| operation(wire, key)).collect();
-        let (conditions, operations) = (conditions.ok_or_else(missing)?, operations.ok_or_else(missing)?);
-        let header = Some(self.header(shard));
-        Ok(match self.write(&batch.header, conditions, operations, shard).await? {
-            Done::Written { commit, deleted } => BatchWriteResponse {
-                header,
-                succeeded: true,
-                commit_timestamp: commit.0,
-                deleted,
-                ..Default::default()
-            },
-            Done::Refused { condition, current } => {
-                let named = usize::try_from(condition).ok().and_then(|position| batch.conditions.get(position));
-                let key = named.map(|condition| condition.key.clone()).unwrap_or_default();
-                let current = current.map(|current| key_value(key, current));
-                BatchWriteResponse { header, failed_condition: condition, current, ..Default::default() }
-            }
-        })
     }
 
     async fn get_from_disk(
@@ -357,6 +325,33 @@ pub fn operation_key(operation: &WriteOperation) -> &Bytes {
     }
 }
 
+/// What a write asks and what it changes.
+fn changes<'k>(request: &'k Request, keys: &'k Keys) -> Result<(Vec<Condition<'k>>, Vec<Operation<'k>>), ServiceError> {
+    match (request, keys) {
+        (Request::Put(put), Keys::One(key)) => Ok((vec![], vec![Operation::Put { key, value: &put.value }])),
+        (Request::Delete(_), Keys::One(key)) => Ok((vec![], vec![Operation::Delete { key }])),
+        (Request::CompareAndSet(cas), Keys::One(key)) => {
+            let condition = cas.condition.as_ref().and_then(|wire| condition(wire, key));
+            let condition = condition.ok_or_else(|| ServiceError::invalid("condition.expected", "is needed"))?;
+            let operation = match &cas.new_value {
+                Some(value) => Operation::Put { key, value },
+                None => Operation::Delete { key },
+            };
+            Ok((vec![condition], vec![operation]))
+        }
+        (Request::BatchWrite(batch), Keys::Many(keys)) => {
+            let missing = || ServiceError::invalid("operations", "is not complete");
+            let mut keys = keys.iter();
+            let conditions: Option<_> =
+                batch.conditions.iter().zip(&mut keys).map(|(wire, key)| condition(wire, key)).collect();
+            let operations: Option<_> =
+                batch.operations.iter().zip(&mut keys).map(|(wire, key)| operation(wire, key)).collect();
+            conditions.zip(operations).ok_or_else(missing)
+        }
+        (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => Err(mixed_up()),
+    }
+}
+
 fn operation<'k>(wire: &'k WriteOperation, key: &'k [u8]) -> Option<Operation<'k>> {
     Some(match wire.operation.as_ref()? {
         WireOperation::Put(put) => Operation::Put { key, value: &put.value },
@@ -373,15 +368,12 @@ fn condition<'k>(wire: &'k WireCondition, key: &'k [u8]) -> Option<Condition<'k>
     Some(Condition { key, expected })
 }
 
-fn written(done: Done) -> Result<(Timestamp, u32), ServiceError> {
-    match done {
-        Done::Written { commit, deleted } => Ok((commit, deleted)),
-        Done::Refused { .. } => Err(internal("a write without conditions was refused", Outcome::Unknown)),
-    }
-}
-
 fn key_value(key: Bytes, versioned: Versioned) -> KeyValue {
     KeyValue { key, value: versioned.value, commit_timestamp: versioned.commit.0 }
+}
+
+fn mixed_up() -> ServiceError {
+    internal("the keys of a call are not of its kind", Outcome::NotApplied)
 }
 
 fn internal(why: &str, outcome: Outcome) -> ServiceError {

@@ -8,14 +8,20 @@
 //!
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ShardId};
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
+use kv_raft::command::Reply;
+use kv_raft::replica::{Answered, ProposeError, Replica};
 use tokio::time::Instant;
 
 use crate::admission::{self, Permit};
@@ -43,11 +49,81 @@ pub struct Server {
     metrics: Arc<EdgeMetrics>,
 }
 
-/// A call with what was found out about it.
-struct Routed {
-    space: Space,
+/// Who serves a call on this node.
+struct Here {
+    view: Arc<CatalogView>,
     shard: Arc<ShardInfo>,
-    keys: Keys,
+    replica: Arc<Replica>,
+}
+
+/// Where a call goes next.
+enum Step {
+    /// To this node's own replica.
+    Here(Here, Space, Keys),
+    /// To another node.
+    Onward { shard: Arc<ShardInfo>, node: NodeId, address: String },
+    /// Nowhere before this node has a catalog later than this version.
+    CatchUp { known: u64 },
+}
+
+/// An admitted call.
+struct Admitted {
+    request: Request,
+    permit: Permit,
+    deadline: Instant,
+}
+
+type Served = Result<(Response, Permit), ServiceError>;
+
+/// One call until its response. Most writes only wait for their answer: no more is held for each than that takes.
+#[must_use = "a call goes on only while it is polled"]
+pub struct Serving<'a> {
+    server: &'a Server,
+    kind: CallKind,
+    arrived: Instant,
+    state: State<'a>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "it is what most calls are in, and an allocation for each else")]
+enum State<'a> {
+    /// A write in the queue or the log of this node's own replica.
+    Proposed {
+        call: Admitted,
+        here: Here,
+        answered: Answered,
+    },
+    /// Any other call, and a write that did not find its place at once.
+    Placed(BoxFuture<'a, Served>),
+    Ended(Served),
+    /// Its response was taken.
+    Taken,
+}
+
+impl Future for Serving<'_> {
+    type Output = Served;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Served> {
+        let served = loop {
+            let answer = match &mut self.state {
+                State::Proposed { answered, .. } => ready!(Pin::new(answered).poll(context)),
+                State::Placed(placed) => break ready!(placed.as_mut().poll(context)),
+                State::Ended(_) | State::Taken => match std::mem::replace(&mut self.state, State::Taken) {
+                    State::Ended(served) => break served,
+                    State::Proposed { .. } | State::Placed(_) | State::Taken => return Poll::Pending,
+                },
+            };
+            if let State::Proposed { call, here, .. } = std::mem::replace(&mut self.state, State::Taken) {
+                self.state = self.server.written(call, &here, answer);
+            }
+        };
+        self.state = State::Taken;
+        self.server.metrics.answered(
+            self.kind,
+            self.arrived.elapsed(),
+            served.as_ref().err().map(ServiceError::reason),
+        );
+        Poll::Ready(served)
+    }
 }
 
 impl Server {
@@ -69,76 +145,121 @@ impl Server {
         &self.metrics
     }
 
-    /// Serves one call. The permit is to be held until the response is sent.
-    pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Result<(Response, Permit), ServiceError> {
-        let arrived = Instant::now();
-        let kind = CallKind::of(&request);
-        let answer = self.checked(&request, grpc, arrived).await;
-        self.metrics.answered(kind, arrived.elapsed(), answer.as_ref().err().map(ServiceError::reason));
-        answer
+    /// Begins to serve one call: a write is proposed when this returns, if this node leads its shard. The permit is to be
+    /// held until the response is sent.
+    pub fn call(&self, request: Request, grpc: GrpcTimeout) -> Serving<'_> {
+        let (arrived, kind) = (Instant::now(), CallKind::of(&request));
+        let state = match self.admit(request, grpc, arrived) {
+            Ok(call) => self.begin(call),
+            Err(refused) => State::Ended(Err(refused)),
+        };
+        Serving { server: self, kind, arrived, state }
     }
 
-    async fn checked(
-        &self,
-        request: &Request,
-        grpc: GrpcTimeout,
-        arrived: Instant,
-    ) -> Result<(Response, Permit), ServiceError> {
-        let timeout = validate::request(request, self.shared.cluster_id(), grpc)?;
-        let mut permit = self.shared.admission.admit(admission::cost(request))?;
-        if admission::answers_values(request) {
+    fn admit(&self, request: Request, grpc: GrpcTimeout, arrived: Instant) -> Result<Admitted, ServiceError> {
+        let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
+        let permit = self.shared.admission.admit(admission::cost(&request))?;
+        if admission::answers_values(&request) {
             self.shared.admission.admit_answer()?;
         }
         // What is left after the way back may be nothing.
         if timeout.is_zero() {
             return Err(errors::deadline("queue", Outcome::NotApplied));
         }
-        let deadline = arrived + timeout;
-        let writes = is_write(request);
-        let response = self.placed(request, deadline).await?;
-        match permit.answered(admission::answer_bytes(&response)) {
-            Err(no_room) if !writes => Err(no_room),
-            Ok(()) | Err(_) => Ok((response, permit)),
+        Ok(Admitted { request, permit, deadline: arrived + timeout })
+    }
+
+    fn begin(&self, call: Admitted) -> State<'_> {
+        if !is_write(&call.request) {
+            return self.place(call, Vec::new());
+        }
+        match self.step(&call.request, &[], true) {
+            Err(error) => State::Ended(Err(error)),
+            Ok(Step::Here(here, _, keys)) => {
+                match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys) {
+                    Ok(answered) => State::Proposed { call, here, answered },
+                    Err(error) => self.refused(call, error),
+                }
+            }
+            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => self.place(call, Vec::new()),
         }
     }
 
+    /// What becomes of a write that this node's replica answered.
+    fn written(&self, call: Admitted, here: &Here, answer: Result<Reply, ProposeError>) -> State<'_> {
+        match self.local(here, call.deadline).written(&call.request, &here.shard, answer) {
+            Ok(response) => State::Ended(held(call, response)),
+            Err(error) => self.refused(call, error),
+        }
+    }
+
+    /// What becomes of a write that this node's replica refused.
+    fn refused(&self, call: Admitted, error: ServiceError) -> State<'_> {
+        if self.may_move(&error, validate::header(&call.request)) {
+            self.place(call, vec![self.shared.node()])
+        } else {
+            State::Ended(Err(error))
+        }
+    }
+
+    /// Looks for whoever serves a call, until it is answered.
+    fn place(&self, call: Admitted, tried: Vec<NodeId>) -> State<'_> {
+        State::Placed(Box::pin(async move {
+            let response = self.placed(&call.request, call.deadline, tried).await?;
+            held(call, response)
+        }))
+    }
+
+    /// Where a call goes that `tried` these nodes.
+    fn step(&self, request: &Request, tried: &[NodeId], is_first: bool) -> Result<Step, ServiceError> {
+        let view = self.shared.view.load_full();
+        let situation = self.situation(&view);
+        let header = validate::header(request);
+        let (space, shard, keys) = match route(&situation, request) {
+            Err(_) if is_first && knows_more(header, &view) => return Ok(Step::CatchUp { known: view.version() }),
+            routed => routed?,
+        };
+        let shard = Arc::clone(shard);
+        let replica = self.shared.host.replica(shard.id());
+        let hosted = replica.as_ref().map(|replica| {
+            let leader = replica.leader();
+            let leads = leader.is_some_and(|leader| leader.replica == replica.replica());
+            Hosted { leads, leader: leader.map(|leader| leader.node) }
+        });
+        match (situation.plan(header, &shard, need(request), hosted, tried), replica) {
+            (Plan::Refuse(error), _) => Err(error),
+            (Plan::Forward { node, address }, _) => Ok(Step::Onward { shard, node, address }),
+            (Plan::Serve, Some(replica)) => Ok(Step::Here(Here { view, shard, replica }, space, keys)),
+            // The replica went away between the plan and now.
+            (Plan::Serve, None) => Err(crate::router::no_leader(&shard)),
+        }
+    }
+
+    fn local<'h>(&'h self, here: &'h Here, deadline: Instant) -> local::Call<'h> {
+        local::Call { shared: &self.shared, view: &here.view, replica: &here.replica, deadline }
+    }
+
     /// Routes until the call is answered or nothing is left to try.
-    async fn placed(&self, request: &Request, deadline: Instant) -> Result<Response, ServiceError> {
-        let mut tried: Vec<NodeId> = Vec::new();
-        for attempt in 1.. {
-            let view = self.shared.view.load_full();
-            let situation = self.situation(&view);
-            let header = validate::header(request);
-            let routed = match route(&situation, request) {
-                Err(_) if attempt == 1 && knows_more(header, &view) => {
-                    self.catch_up(view.version(), deadline).await;
-                    continue;
-                }
-                routed => routed?,
-            };
-            let replica = self.shared.host.replica(routed.shard.id());
-            let hosted = replica.as_ref().map(|replica| Hosted {
-                leads: replica.is_leader(),
-                leader: replica.leader().map(|leader| leader.node),
-            });
-            let plan = situation.plan(header, &routed.shard, need(request), hosted, &tried);
+    async fn placed(
+        &self,
+        request: &Request,
+        deadline: Instant,
+        mut tried: Vec<NodeId>,
+    ) -> Result<Response, ServiceError> {
+        for attempt in tried.len() + 1.. {
             let last = attempt >= ATTEMPTS;
-            match (plan, replica) {
-                (Plan::Refuse(error), _) => return Err(error),
-                (Plan::Serve, Some(replica)) => {
-                    let call = local::Call { shared: &self.shared, view: &view, replica: &replica, deadline };
-                    match call.run(request, &routed.space, &routed.shard, &routed.keys).await {
+            match self.step(request, &tried, attempt == 1)? {
+                Step::CatchUp { known } => self.catch_up(known, deadline).await,
+                Step::Here(here, space, keys) => {
+                    match self.local(&here, deadline).run(request, &space, &here.shard, &keys).await {
                         Err(error) if !last && self.may_move(&error, validate::header(request)) => {
                             tried.push(self.shared.node());
                         }
                         answer => return answer,
                     }
                 }
-                // The replica went away between the plan and now.
-                (Plan::Serve, None) => return Err(crate::router::no_leader(&routed.shard)),
-                (Plan::Forward { node, address }, _) => {
+                Step::Onward { shard, node, address } => {
                     let began = Instant::now();
-                    let writes = is_write(request);
                     let connection = self.shared.pool.get(&address);
                     // Boxed: every call would carry the space of this rare way.
                     let onward = |cluster| forward::onward(request.clone(), cluster, deadline);
@@ -147,10 +268,10 @@ impl Server {
                     self.metrics.forward.observe(began.elapsed().as_secs_f64());
                     let error = match answer {
                         Ok(response) => return Ok(response),
-                        Err(error) => errors::forward(error, &routed.shard, writes),
+                        Err(error) => errors::forward(error, &shard, is_write(request)),
                     };
                     tried.push(node);
-                    self.learn(&routed.shard, node, &error);
+                    self.learn(&shard, node, &error);
                     if last || !moved(&error) {
                         return Err(error);
                     }
@@ -222,8 +343,11 @@ fn moved(error: &ServiceError) -> bool {
         && matches!(error, ServiceError::NotLeader { .. } | ServiceError::NoLeader { .. })
 }
 
-/// The shard of a call and its keys, encoded once for all of its way.
-fn route(situation: &Situation<'_>, request: &Request) -> Result<Routed, ServiceError> {
+/// The keyspace of a call, its shard and its keys, encoded once for all of its way.
+fn route<'s>(
+    situation: &'s Situation<'_>,
+    request: &Request,
+) -> Result<(Space, &'s Arc<ShardInfo>, Keys), ServiceError> {
     let header = validate::header(request);
     let space = situation.space(header)?;
     let (shard, keys) = match request {
@@ -246,7 +370,7 @@ fn route(situation: &Situation<'_>, request: &Request) -> Result<Routed, Service
         }
         Request::Scan(scan) => scan_start(situation, header, &space, scan)?,
     };
-    Ok(Routed { space, shard: Arc::clone(shard), keys })
+    Ok((space, shard, keys))
 }
 
 fn one<'s>(
@@ -274,6 +398,15 @@ fn scan_start<'s>(
         None => situation.shard_of(header, &from)?,
     };
     Ok((shard, Keys::Scan { bounds, from }))
+}
+
+/// The response with the permit, which holds it now in place of the request.
+fn held(call: Admitted, response: Response) -> Served {
+    let Admitted { request, mut permit, .. } = call;
+    match permit.answered(admission::answer_bytes(&response)) {
+        Err(no_room) if !is_write(&request) => Err(no_room),
+        Ok(()) | Err(_) => Ok((response, permit)),
+    }
 }
 
 fn is_write(request: &Request) -> bool {

@@ -353,6 +353,33 @@ async fn a_leader_that_slept_long_is_not_said_to_lack_its_quorum_when_it_wakes()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_time_is_up_learns_whether_its_command_may_still_apply() {
+    let mut cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = [1, 2, 3].map(NodeId).into_iter().filter(|node| node.0 != leader.replica().0).collect();
+    let (one, two) = (cluster.nodes.remove(&others[0]).unwrap(), cluster.nodes.remove(&others[1]).unwrap());
+    tokio::join!(one.end(), two.end());
+    let begun = tokio::time::Instant::now();
+    let within = |millis| begun + Duration::from_millis(millis);
+    let taken = leader.propose_by(put("taken", "1"), within(300)).unwrap();
+    // Before the lease ends, so that it is in the log.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let (later, sooner) = [250, 100].map(|millis| leader.propose_by(put("queued", "1"), within(millis))).into();
+    let sooner = async { (sooner.unwrap().await, begun.elapsed()) };
+    let (sooner, later, taken) = tokio::join!(sooner, later.unwrap(), taken);
+    assert_eq!(sooner.0, Err(ProposeError::TimedOut { proposed: false }));
+    assert!(sooner.1 < Duration::from_millis(250), "it came last and its time was up first: {:?}", sooner.1);
+    assert_eq!(later, Err(ProposeError::TimedOut { proposed: false }));
+    assert_eq!(taken, Err(ProposeError::TimedOut { proposed: true }));
+    drop(leader);
+    cluster.restart(others[0], ReplicaId(others[0].0)).await;
+    cluster.put("d", "1").await;
+    assert_eq!(cluster.get("queued").await, None, "it was said not to be applied");
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes_through_later() {
     let mut cluster = Cluster::start(3, awake()).await;
     cluster.put("a", "1").await;
@@ -365,13 +392,15 @@ async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes
     let mut taken = Vec::new();
     for i in 0..2 {
         let leader = Arc::clone(&leader);
-        let write = async move { leader.propose_by(put(&format!("taken-{i}"), "1"), late).await };
+        let write = async move { leader.propose_by(put(&format!("taken-{i}"), "1"), late)?.await };
         taken.push(tokio_util::task::TaskTracker::new().spawn(write));
         // Each is to be an entry of its own, so that no more are taken.
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let soon = tokio::time::Instant::now() + Duration::from_millis(100);
-    let queued = tokio::join!(leader.propose_by(put("soon", "1"), soon), leader.propose_by(put("late", "1"), late),);
+    let queued = [("soon", soon), ("late", late)].map(|(key, by)| leader.propose_by(put(key, "1"), by));
+    let [soon, late] = queued.map(|queued| async { queued?.await });
+    let queued = tokio::join!(soon, late);
     println!("{queued:?}");
     assert!(matches!(queued.0, Err(ProposeError::TimedOut { proposed: false } | ProposeError::NoQuorum)), "{queued:?}");
     assert_eq!(queued.1, Err(ProposeError::NoQuorum));

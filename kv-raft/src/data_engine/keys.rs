@@ -42,10 +42,18 @@ pub(crate) const META_SESSION: u8 = b'S';
 pub(crate) const META_SUMMARY: u8 = b'I';
 
 pub(crate) fn latest(extent: ExtentId, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(EXTENT_BYTES + key.len());
+    let mut out = Vec::with_capacity(latest_bytes(key));
+    write_latest(&mut out, extent, key);
+    out
+}
+
+pub(crate) fn latest_bytes(key: &[u8]) -> usize {
+    EXTENT_BYTES + key.len()
+}
+
+pub(crate) fn write_latest(out: &mut Vec<u8>, extent: ExtentId, key: &[u8]) {
     out.extend_from_slice(&extent.0.to_be_bytes());
     out.extend_from_slice(key);
-    out
 }
 
 /// In front of all history keys of encoded keys that sort at or after `key`, and behind those of all before it.

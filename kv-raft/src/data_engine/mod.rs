@@ -52,7 +52,7 @@ pub(crate) use self::options::{Table, snapshot_file};
 pub use self::read::ReadView;
 pub use self::scan::{ScanEntry, ScanPage, ScanSpec, Turn};
 pub(crate) use self::store::{Pinned, Store};
-pub(crate) use self::unwritten::Changed;
+pub(crate) use self::unwritten::{Changed, LatestRow};
 use crate::types::{LogId, StoredMembership};
 
 /// Files on their way in or out lie here, and go at open.

@@ -16,7 +16,6 @@ use parking_lot::RwLock;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::unwritten::TableKey;
 use crate::command::Versioned;
 
 /// What a row takes beside its key and value: its place in the cache, and that of one forgotten lately.
@@ -33,6 +32,9 @@ const PARTS_MIN: usize = 16;
 
 /// More parts, so that none holds more than this: making room in one may look at all its rows under its lock.
 const PART_BYTES_MAX: usize = 2 << 20;
+
+/// A key as the table holds it.
+type TableKey = Box<[u8]>;
 
 #[derive(Clone, Debug)]
 struct Weight;

@@ -29,11 +29,19 @@ const VERSION_BYTES: usize = 9;
 
 /// A version's header and value.
 pub(crate) fn version(commit: Timestamp, value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(VERSION_BYTES + value.len());
+    let mut out = Vec::with_capacity(version_bytes(value));
+    write_version(&mut out, commit, value);
+    out
+}
+
+pub(crate) fn version_bytes(value: &[u8]) -> usize {
+    VERSION_BYTES + value.len()
+}
+
+pub(crate) fn write_version(out: &mut Vec<u8>, commit: Timestamp, value: &[u8]) {
     out.extend_from_slice(&commit.0.to_be_bytes());
     out.push(FLAGS);
     out.extend_from_slice(value);
-    out
 }
 
 /// The commit timestamp and the value.

@@ -12,21 +12,24 @@
 //!
 //! Not here: who decides what a row is (state machine, apply).
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use foldhash::quality::RandomState;
-use kv_proto::ids::ClientId;
+use kv_proto::ids::{ClientId, ExtentId};
+use kv_proto::timestamp::Timestamp;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, WriteBatch};
 
 use super::error::DataError;
 use super::holding::{Holding, Progress};
-use super::keys;
 use super::options::Table;
 use super::store::Store;
+use super::{keys, rows};
 
 /// What a row takes beside its key and value: its place in the table, what allocations round up to, and its place in key order.
 const ROW_OVERHEAD: usize = 144;
@@ -35,14 +38,70 @@ const ROW_OVERHEAD: usize = 144;
 /// works on.
 const ROWS_AT_ONCE: usize = 64;
 
-/// A key as the table holds it.
-pub(crate) type TableKey = Box<[u8]>;
+/// What the table of the latest state is to hold under a key. In one piece: rows are made on one thread and freed on another.
+#[derive(Debug)]
+pub(crate) struct LatestRow {
+    /// The key, then the row, which is never empty; nothing behind the key if it is deleted.
+    bytes: Bytes,
+    key_bytes: usize,
+}
+
+impl LatestRow {
+    /// None if the key is deleted.
+    pub(crate) fn new(extent: ExtentId, key: &[u8], version: Option<(Timestamp, &[u8])>) -> Self {
+        let row_bytes = version.map_or(0, |(_, value)| rows::version_bytes(value));
+        let mut bytes = Vec::with_capacity(keys::latest_bytes(key) + row_bytes);
+        keys::write_latest(&mut bytes, extent, key);
+        let key_bytes = bytes.len();
+        if let Some((commit, value)) = version {
+            rows::write_version(&mut bytes, commit, value);
+        }
+        Self { bytes: bytes.into(), key_bytes }
+    }
+
+    fn parts(&self) -> (&[u8], &[u8]) {
+        self.bytes.split_at(self.key_bytes)
+    }
+
+    fn key(&self) -> &[u8] {
+        self.parts().0
+    }
+
+    fn row(&self) -> Option<&[u8]> {
+        Some(self.parts().1).filter(|row| !row.is_empty())
+    }
+
+    fn shared_row(&self) -> Option<Bytes> {
+        self.row().map(|row| self.bytes.slice_ref(row))
+    }
+}
+
+/// Rows are found by their keys.
+impl Borrow<[u8]> for LatestRow {
+    fn borrow(&self) -> &[u8] {
+        self.key()
+    }
+}
+
+impl PartialEq for LatestRow {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for LatestRow {}
+
+impl Hash for LatestRow {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
 
 /// What a chunk of entries changes.
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
-    /// The latest state: None for what is deleted. In the order of the changes.
-    pub(crate) latest: Vec<(TableKey, Option<Bytes>)>,
+    /// The latest state, in the order of the changes.
+    pub(crate) latest: Vec<LatestRow>,
     /// Rows that are never overwritten.
     pub(crate) once: Vec<(Table, Vec<u8>, Vec<u8>)>,
     /// None for those that are forgotten.
@@ -56,7 +115,7 @@ pub(crate) struct Changed {
 /// What several chunks changed.
 #[derive(Default)]
 struct Gathered {
-    latest: HashMap<TableKey, Option<Bytes>, RandomState>,
+    latest: HashSet<LatestRow, RandomState>,
     once: Vec<(Table, Vec<u8>, Vec<u8>)>,
     sessions: BTreeMap<ClientId, Option<Vec<u8>>>,
     membership: bool,
@@ -69,12 +128,11 @@ struct Gathered {
 impl Gathered {
     fn add(&mut self, changed: Changed, progress: Arc<Progress>) {
         let Changed { latest, once, sessions, membership, quarantined } = changed;
-        for (key, row) in latest {
-            let key_bytes = ROW_OVERHEAD + key.len();
-            self.bytes += row.as_ref().map_or(0, Bytes::len);
-            match self.latest.insert(key, row) {
-                Some(before) => self.bytes -= before.map_or(0, |row| row.len()),
-                None => self.bytes += key_bytes,
+        for row in latest {
+            self.bytes += row.bytes.len();
+            match self.latest.replace(row) {
+                Some(before) => self.bytes -= before.bytes.len(),
+                None => self.bytes += ROW_OVERHEAD,
             }
         }
         for (_, key, row) in &once {
@@ -98,11 +156,11 @@ impl Gathered {
         // A little more than it takes: growing would copy all of it.
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
-        for (number, (key, row)) in in_key_order(&self.latest).enumerate() {
+        for (number, row) in in_key_order(&self.latest).enumerate() {
             if aside && number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
                 std::thread::yield_now();
             }
-            put_or_delete(&mut batch, latest, key, row.as_deref());
+            put_or_delete(&mut batch, latest, row.key(), row.row());
         }
         for (table, key, row) in &self.once {
             batch.put_cf(store.table(*table), key, row);
@@ -125,14 +183,15 @@ impl Gathered {
 
 /// Rows in key order. Keys lie apart in memory, and most of them differ in the first bytes that are not common to all: those are
 /// looked at once for each key, not once for each comparison.
-fn in_key_order<V>(rows: &HashMap<TableKey, V, RandomState>) -> impl Iterator<Item = (&TableKey, &V)> {
-    let any = rows.keys().next().map_or(&[][..], |key| key);
-    let equal = |key: &TableKey| any.iter().zip(key.iter()).take_while(|(one, other)| one == other).count();
-    let common = rows.keys().map(equal).min().unwrap_or(0);
-    let mut sorted: Vec<_> =
-        rows.iter().map(|(key, row)| (head(key.get(common..).unwrap_or_default()), key, row)).collect();
-    sorted.sort_unstable_by(|(head, key, _), (other_head, other, _)| head.cmp(other_head).then_with(|| key.cmp(other)));
-    sorted.into_iter().map(|(_, key, row)| (key, row))
+fn in_key_order(rows: &HashSet<LatestRow, RandomState>) -> impl Iterator<Item = &LatestRow> {
+    let any = rows.iter().next().map_or(&[][..], LatestRow::key);
+    let equal = |row: &LatestRow| any.iter().zip(row.key()).take_while(|(one, other)| one == other).count();
+    let common = rows.iter().map(equal).min().unwrap_or(0);
+    let mut sorted: Vec<_> = rows.iter().map(|row| (head(row.key().get(common..).unwrap_or_default()), row)).collect();
+    sorted.sort_unstable_by(|(head, row), (other_head, other)| {
+        head.cmp(other_head).then_with(|| row.key().cmp(other.key()))
+    });
+    sorted.into_iter().map(|(_, row)| row)
 }
 
 /// The first bytes as a number that sorts as they do; those of shorter keys as if zeros followed.
@@ -174,7 +233,8 @@ impl Unchanging<'_> {
     /// key is deleted.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         let Rows { gathering, writing, .. } = &*self.0;
-        gathering.latest.get(key).or_else(|| writing.as_ref()?.latest.get(key)).cloned()
+        let row = gathering.latest.get(key).or_else(|| writing.as_ref()?.latest.get(key))?;
+        Some(row.shared_row())
     }
 }
 
@@ -254,7 +314,7 @@ impl Holding {
         let batch = gathered.batch(store, self, progress, aside);
         // Until RocksDB holds all of it: what is read meanwhile is not remembered.
         let writing = store.rows().begin_write(&self.gate);
-        gathered.latest.keys().for_each(|key| writing.forget(key));
+        gathered.latest.iter().for_each(|row| writing.forget(row.key()));
         store.write(batch)
     }
 }
@@ -316,11 +376,11 @@ mod tests {
             common in proptest::collection::vec(any::<u8>(), 0..20),
             ends in proptest::collection::vec(proptest::collection::vec(0_u8..3, 0..40), 0..60),
         ) {
-            let keys = ends.into_iter().map(|end| TableKey::from([common.as_slice(), &end].concat()));
-            let rows: HashMap<_, _, RandomState> = keys.map(|key| (key, ())).collect();
-            let mut expected: Vec<_> = rows.keys().collect();
-            expected.sort();
-            prop_assert_eq!(in_key_order(&rows).map(|(key, ())| key).collect::<Vec<_>>(), expected);
+            let row = |end: Vec<u8>| LatestRow::new(ExtentId(1), &[common.as_slice(), &end].concat(), None);
+            let rows: HashSet<_, RandomState> = ends.into_iter().map(row).collect();
+            let mut expected: Vec<_> = rows.iter().map(LatestRow::key).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(in_key_order(&rows).map(LatestRow::key).collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -55,6 +55,7 @@ use tokio_util::task::TaskTracker;
 pub use self::checks::CheckOutcome;
 pub use self::context::{ContextParts, RaftContext, Room};
 pub use self::errors::{MembershipError, ProposeError, ReadError, StartError};
+pub use self::proposals::Answered;
 pub use self::reads::ReadMode;
 
 use self::checks::Checks;

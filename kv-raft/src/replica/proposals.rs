@@ -2,9 +2,10 @@
 //!
 //! Invariants: whatever waits when an entry is done goes into the next, which lingers only for the company of those just
 //! answered. A second entry is proposed beside one in flight only if that one is large. Every command taken from the
-//! queue is answered exactly once; one whose caller has gone before it was taken is never proposed, so a caller whose
-//! time runs out knows whether it may still apply. While entries get no answer from a majority, what waits behind them
-//! is refused, not held.
+//! queue is answered exactly once; one whose caller has gone, or whose time is up, before it was taken is never proposed,
+//! so a caller whose time runs out knows whether it may still apply. While anything waits a task proposes, and it fails
+//! those whose time is up, with one timer for all. While entries get no answer from a majority, what waits behind them is
+//! refused, not held.
 //!
 //! Whether a proposal can still apply, by openraft's own account (0.10.0-alpha.37): `ClientWriteError::ForwardToLeader`
 //! is only sent by `write_entries` before `leader_append_entries`, and for a leader other than expected before
@@ -14,7 +15,9 @@
 //! Not here: what commands do (state machine); which replica to ask (kv-node, router).
 
 use std::collections::VecDeque;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
@@ -24,7 +27,8 @@ use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant as Deadline;
 
 use super::company::Company;
 use super::{ProposeError, ReadError, Replica};
@@ -56,12 +60,39 @@ const QUEUE_BYTES: usize = 64 << 20;
 
 const _: () = assert!(QUEUE_BYTES > 2 * BATCH_BYTES_MAX);
 
-type Answer = oneshot::Sender<Result<Reply, ProposeError>>;
-type Answered = oneshot::Receiver<Result<Reply, ProposeError>>;
+/// Where the answer of a command comes. Dropping it gives the answer up; the command may still apply.
+#[derive(Debug)]
+pub struct Answered(oneshot::Receiver<Result<Reply, ProposeError>>);
+
+impl Future for Answered {
+    type Output = Result<Reply, ProposeError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // The sender is only lost with the task that held it: then the entry may have been proposed.
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(ProposeError::OutcomeUnknown)))
+    }
+}
+
+/// Whoever waits for an answer.
+struct Caller {
+    answer: oneshot::Sender<Result<Reply, ProposeError>>,
+    deadline: Option<Deadline>,
+}
+
+impl Caller {
+    fn answer(self, answer: Result<Reply, ProposeError>) {
+        // One that has gone does not listen any more.
+        let _ = self.answer.send(answer);
+    }
+
+    fn is_late(&self, now: Deadline) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+}
 
 struct Waiting {
     command: EncodedCommand,
-    answer: Answer,
+    caller: Caller,
     since: Instant,
 }
 
@@ -73,9 +104,8 @@ struct Queue {
     in_flight: usize,
     /// Bytes of their entries.
     in_flight_bytes: usize,
-    /// Commands that have left the queue, since the beginning. As they leave in the order they came, it tells of each
-    /// whether it waits.
-    left: u64,
+    /// No deadline of those that wait is earlier; None if none of them has any.
+    first_deadline: Option<Deadline>,
     /// The entries in flight wait for a majority that does not answer.
     silent: bool,
 }
@@ -85,31 +115,45 @@ struct Queue {
 pub(super) struct Proposals {
     queue: Mutex<Queue>,
     company: Company,
+    /// A command came whose deadline is the first.
+    look_earlier: Notify,
 }
 
 impl Queue {
-    /// Its number; None if the queue is full.
-    fn push(&mut self, waiting: Waiting) -> Option<u64> {
+    /// Whether its deadline is the first of all; None if the queue is full.
+    fn push(&mut self, waiting: Waiting) -> Option<bool> {
         if self.waiting.len() >= QUEUE_COMMANDS || self.bytes >= QUEUE_BYTES {
             return None;
         }
-        let number = self.left + self.waiting.len() as u64;
+        let deadline = waiting.caller.deadline;
+        let is_first = deadline.is_some_and(|deadline| self.first_deadline.is_none_or(|first| deadline < first));
+        if is_first {
+            self.first_deadline = deadline;
+        }
         self.bytes += waiting.command.bytes();
         self.waiting.push_back(waiting);
-        Some(number)
+        Some(is_first)
     }
 
     fn pop(&mut self) -> Option<Waiting> {
         let waiting = self.waiting.pop_front()?;
         self.bytes -= waiting.command.bytes();
-        self.left += 1;
+        if self.waiting.is_empty() {
+            self.first_deadline = None;
+        }
         Some(waiting)
     }
 
-    /// Gives a command up; true if it waited, and then it is never taken.
-    fn give_up(&mut self, number: u64, answered: &mut Answered) -> bool {
-        answered.close();
-        number >= self.left
+    /// Takes those out whose time is up.
+    fn take_late(&mut self, now: Deadline) -> VecDeque<Waiting> {
+        if self.first_deadline.is_none_or(|first| now < first) {
+            return VecDeque::new();
+        }
+        let (late, waiting): (VecDeque<_>, _) = self.waiting.drain(..).partition(|waiting| waiting.caller.is_late(now));
+        self.bytes -= late.iter().map(|waiting| waiting.command.bytes()).sum::<usize>();
+        self.first_deadline = waiting.iter().filter_map(|waiting| waiting.caller.deadline).min();
+        self.waiting = waiting;
+        late
     }
 
     /// Whether an entry may be proposed beside `others` in flight.
@@ -149,7 +193,7 @@ impl Queue {
                 break;
             }
             let Some(next) = self.pop() else { break };
-            if !next.answer.is_closed() {
+            if !next.caller.answer.is_closed() {
                 bytes += next.command.bytes();
                 taken.push(next);
             }
@@ -182,6 +226,27 @@ impl Proposals {
         }
     }
 
+    /// Answers those that wait and whose time is up.
+    fn fail_late(&self, now: Deadline) {
+        let late = self.queue.lock().take_late(now);
+        refuse(late, &ProposeError::TimedOut { proposed: false });
+    }
+
+    /// Returns when the time of somebody who waits is up, or at this moment.
+    async fn late_by(&self, at: Option<Deadline>) {
+        loop {
+            let first = self.queue.lock().first_deadline;
+            let Some(at) = first.into_iter().chain(at).min() else {
+                self.look_earlier.notified().await;
+                continue;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => return,
+                () = self.look_earlier.notified() => {}
+            }
+        }
+    }
+
     /// Whether a majority answers the entries in flight; if not, what waits behind them is refused.
     fn set_silent(&self, silent: bool) {
         let waiting = {
@@ -193,9 +258,50 @@ impl Proposals {
     }
 }
 
-fn refuse(waiting: Vec<Waiting>, error: &ProposeError) {
+fn refuse(waiting: impl IntoIterator<Item = Waiting>, error: &ProposeError) {
     for waiting in waiting {
-        let _ = waiting.answer.send(Err(error.clone()));
+        waiting.caller.answer(Err(error.clone()));
+    }
+}
+
+/// The callers of one entry.
+struct Callers {
+    /// None for those that were answered before the entry was.
+    callers: Vec<Option<Caller>>,
+    /// No deadline of those that wait is earlier.
+    first_deadline: Option<Deadline>,
+}
+
+impl Callers {
+    fn new(callers: Vec<Caller>) -> Self {
+        let first_deadline = callers.iter().filter_map(|caller| caller.deadline).min();
+        Self { callers: callers.into_iter().map(Some).collect(), first_deadline }
+    }
+
+    /// Answers those whose time is up: their commands are proposed.
+    fn fail_late(&mut self, now: Deadline) {
+        if self.first_deadline.is_none_or(|first| now < first) {
+            return;
+        }
+        for caller in &mut self.callers {
+            if let Some(late) = caller.take_if(|caller| caller.is_late(now)) {
+                late.answer(Err(ProposeError::TimedOut { proposed: true }));
+            }
+        }
+        self.first_deadline = self.callers.iter().flatten().filter_map(|caller| caller.deadline).min();
+    }
+
+    fn answer(self, replies: Result<Vec<Reply>, ProposeError>) {
+        match replies {
+            Ok(replies) => {
+                for (caller, reply) in self.callers.into_iter().zip(replies) {
+                    if let Some(caller) = caller {
+                        caller.answer(Ok(reply));
+                    }
+                }
+            }
+            Err(error) => self.callers.into_iter().flatten().for_each(|caller| caller.answer(Err(error.clone()))),
+        }
     }
 }
 
@@ -203,48 +309,37 @@ impl Replica {
     /// Proposes a command and waits for its reply. Dropping the future gives the reply up; the command may still
     /// apply.
     pub async fn propose(&self, command: EncodedCommand) -> Result<Reply, ProposeError> {
-        let (_, answered) = self.enqueue(command)?;
-        // The sender is only lost with the task that held it: then the entry may have been proposed.
-        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        self.enqueue(command, None)?.await
     }
 
-    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply.
-    pub async fn propose_by(
-        &self,
-        command: EncodedCommand,
-        deadline: tokio::time::Instant,
-    ) -> Result<Reply, ProposeError> {
-        let (number, mut answered) = self.enqueue(command)?;
-        match tokio::time::timeout_at(deadline, &mut answered).await {
-            Ok(answer) => answer.unwrap_or(Err(ProposeError::OutcomeUnknown)),
-            Err(_) => {
-                let waited = self.proposals.queue.lock().give_up(number, &mut answered);
-                // Its answer may have come just now.
-                answered.try_recv().unwrap_or(Err(ProposeError::TimedOut { proposed: !waited }))
-            }
-        }
+    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply. Proposed when
+    /// this returns, not when the answer is asked for.
+    pub fn propose_by(&self, command: EncodedCommand, deadline: Deadline) -> Result<Answered, ProposeError> {
+        self.enqueue(command, Some(deadline))
     }
 
-    /// Queues a command; tells its number, and where its answer comes.
-    fn enqueue(&self, command: EncodedCommand) -> Result<(u64, Answered), ProposeError> {
+    fn enqueue(&self, command: EncodedCommand, deadline: Option<Deadline>) -> Result<Answered, ProposeError> {
         self.check_leads().map_err(|error| self.count_overload(error))?;
         self.used();
         let (answer, answered) = oneshot::channel();
-        let (number, start, waiting) = {
+        let waiting = Waiting { command, caller: Caller { answer, deadline }, since: Instant::now() };
+        let (is_first, start, waiting) = {
             let mut queue = self.proposals.queue.lock();
             if queue.silent {
                 return Err(ProposeError::NoQuorum);
             }
-            let Some(number) = queue.push(Waiting { command, answer, since: Instant::now() }) else {
+            let Some(is_first) = queue.push(waiting) else {
                 return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
             };
-            (number, queue.begin_another(), queue.waiting.len())
+            (is_first, queue.begin_another(), queue.waiting.len())
         };
         self.proposals.company.came(waiting);
         if start && let Some(replica) = self.arc() {
             self.tasks.spawn(replica.proposer());
+        } else if is_first {
+            self.proposals.look_earlier.notify_one();
         }
-        Ok((number, answered))
+        Ok(Answered(answered))
     }
 
     fn count_overload(&self, error: ProposeError) -> ProposeError {
@@ -275,6 +370,7 @@ impl Replica {
     /// Proposes entry after entry until nothing waits.
     async fn propose_waiting(self: Arc<Self>) {
         loop {
+            self.proposals.fail_late(Deadline::now());
             let (next, another) = {
                 let mut queue = self.proposals.queue.lock();
                 let next = queue.next_entry();
@@ -284,44 +380,51 @@ impl Replica {
                 self.tasks.spawn(Arc::clone(&self).proposer());
             }
             let Some((taken, bytes)) = next else { return };
-            let callers = taken.len();
-            let mut commands = Vec::with_capacity(callers);
-            let mut answers = Vec::with_capacity(callers);
+            let count = taken.len();
+            let mut commands = Vec::with_capacity(count);
+            let mut callers = Vec::with_capacity(count);
+            let now = Instant::now();
             for waiting in taken {
-                self.context.metrics.observe(Stage::Queue, waiting.since);
+                self.context.metrics.observe_duration(Stage::Queue, now.saturating_duration_since(waiting.since));
                 commands.push(waiting.command);
-                answers.push(waiting.answer);
+                callers.push(waiting.caller);
             }
-            let proposed = self.propose_watched(&commands).await;
+            let mut callers = Callers::new(callers);
+            let proposed = self.propose_watched(&commands, &mut callers).await;
             self.proposals.queue.lock().in_flight_bytes -= bytes;
-            match proposed {
-                Ok(replies) => {
-                    for (answer, reply) in answers.into_iter().zip(replies) {
-                        let _ = answer.send(Ok(reply));
-                    }
-                    self.proposals.gather(callers, self.reads.readers()).await;
-                }
-                Err(error) => {
-                    for answer in answers {
-                        let _ = answer.send(Err(error.clone()));
-                    }
-                }
+            let is_applied = proposed.is_ok();
+            callers.answer(proposed);
+            if is_applied {
+                self.proposals.gather(count, self.reads.readers()).await;
             }
         }
     }
 
-    /// Proposes an entry; while no majority answers, what waits behind it is refused.
-    async fn propose_watched(&self, commands: &[EncodedCommand]) -> Result<Vec<Reply>, ProposeError> {
-        let proposed = self.propose_entry(commands);
-        tokio::pin!(proposed);
-        let patience = self.patience();
+    /// Proposes an entry. Meanwhile those whose time is up are told so, and while no majority answers, what waits behind it
+    /// is refused.
+    async fn propose_watched(
+        &self,
+        commands: &[EncodedCommand],
+        callers: &mut Callers,
+    ) -> Result<Vec<Reply>, ProposeError> {
+        let mut proposed = pin!(self.propose_entry(commands));
+        let mut patience = pin!(tokio::time::sleep(self.patience()));
         loop {
-            match tokio::time::timeout(patience, &mut proposed).await {
-                Ok(result) => {
+            tokio::select! {
+                biased;
+                result = &mut proposed => {
                     self.proposals.set_silent(false);
                     return result;
                 }
-                Err(_) => self.proposals.set_silent(self.lacks_quorum(&self.raft.metrics().borrow_watched())),
+                () = self.proposals.late_by(callers.first_deadline) => {
+                    let now = Deadline::now();
+                    self.proposals.fail_late(now);
+                    callers.fail_late(now);
+                }
+                () = &mut patience => {
+                    self.proposals.set_silent(self.lacks_quorum(&self.raft.metrics().borrow_watched()));
+                    patience.as_mut().reset(Deadline::now() + self.patience());
+                }
             }
         }
     }
@@ -402,6 +505,8 @@ pub(super) fn not_confirmed(error: ReadError) -> ProposeError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::command::{Command, Operation};
 
@@ -410,7 +515,13 @@ mod tests {
         let operations = vec![Operation::Put { key: b"k", value: &value }];
         let command = EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations });
         let (answer, answered) = oneshot::channel();
-        (Waiting { command, answer, since: Instant::now() }, answered)
+        (Waiting { command, caller: Caller { answer, deadline: None }, since: Instant::now() }, answered)
+    }
+
+    fn until(deadline: Deadline) -> (Waiting, oneshot::Receiver<Result<Reply, ProposeError>>) {
+        let (mut waiting, answered) = waiting(10);
+        waiting.caller.deadline = Some(deadline);
+        (waiting, answered)
     }
 
     #[test]
@@ -468,16 +579,34 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_that_gives_up_knows_whether_its_command_was_taken() {
-        let mut queue = Queue::default();
-        let (first, mut first_answer) = waiting(10);
-        let (second, mut second_answer) = waiting(10);
-        let first = queue.push(first).unwrap();
+    fn whose_time_is_up_while_it_waits_is_never_taken() {
+        let (mut queue, now) = (Queue::default(), Deadline::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (callers, firsts): (Vec<_>, Vec<_>) = [at(2), at(1), at(3)]
+            .map(|deadline| {
+                let (waiting, caller) = until(deadline);
+                (caller, queue.push(waiting).unwrap())
+            })
+            .into_iter()
+            .unzip();
+        assert_eq!(firsts, [true, true, false]);
+        assert!(queue.take_late(at(0)).is_empty());
+        assert_eq!((queue.take_late(at(2)).len(), queue.first_deadline), (2, Some(at(3))));
         assert_eq!(queue.take().0.len(), 1);
-        let second = queue.push(second).unwrap();
-        assert!(!queue.give_up(first, &mut first_answer), "it was taken: it may apply");
-        assert!(queue.give_up(second, &mut second_answer), "it waited");
-        assert!(queue.take().0.is_empty(), "what was given up while it waited is never proposed");
+        assert_eq!((queue.bytes, queue.first_deadline), (0, None));
+        drop(callers);
+    }
+
+    #[test]
+    fn whose_time_is_up_while_its_entry_is_proposed_is_answered_at_once_and_the_others_later() {
+        let now = Deadline::now();
+        let ((first, mut early), (second, mut late)) = (until(now), until(now + Duration::from_secs(1)));
+        let mut callers = Callers::new(vec![first.caller, second.caller]);
+        callers.fail_late(now);
+        assert_eq!(early.try_recv(), Ok(Err(ProposeError::TimedOut { proposed: true })));
+        assert!(late.try_recv().is_err());
+        callers.answer(Ok(vec![Reply::SessionStale, Reply::SessionsFull]));
+        assert_eq!(late.try_recv(), Ok(Ok(Reply::SessionsFull)), "each has the reply of its own command");
     }
 
     #[test]

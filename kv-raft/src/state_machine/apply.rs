@@ -18,7 +18,7 @@ use super::decide::{Decision, Edit, View as _, decide};
 use super::overlay::Overlay;
 use super::session::Sessions;
 use crate::command::{Command, Operation, Order, Replies};
-use crate::data_engine::{Changed, DataEngine, DataError, Holding, Progress, Table, keys, rows};
+use crate::data_engine::{Changed, DataEngine, DataError, Holding, LatestRow, Progress, Table, keys, rows};
 use crate::types::{Entry, LogId, StoredMembership};
 
 /// A replica's state as far as applying changes it.
@@ -207,13 +207,12 @@ fn put<'a>(
                 changed.once.push((Table::History, keys::history(extent, key, commit), row));
             }
             Edit::Put { key, value } => {
-                let row = rows::version(commit, value);
-                changed.latest.push((keys::latest(extent, key).into(), Some(row.into())));
+                changed.latest.push(LatestRow::new(extent, key, Some((commit, value))));
                 overlay.record(key, Some((commit, value)));
                 note(key);
             }
             Edit::Delete { key } => {
-                changed.latest.push((keys::latest(extent, key).into(), None));
+                changed.latest.push(LatestRow::new(extent, key, None));
                 overlay.record(key, None);
                 note(key);
             }

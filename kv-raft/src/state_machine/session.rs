@@ -143,8 +143,11 @@ impl Sessions {
     /// Records that a write was decided, or that it came again, which changes nothing but the time of use.
     pub(crate) fn settle(&mut self, tag: &SessionTag, outcome: Option<Outcome>) {
         let (client, floor, last_use) = (tag.client, tag.lowest_unfinished.0, self.clock.now());
-        let new = || Session { floor, last_use, outcomes: BTreeMap::new() };
-        let session = self.by_client.entry(client).or_insert_with(new);
+        let mut is_new = false;
+        let session = self.by_client.entry(client).or_insert_with(|| {
+            is_new = true;
+            Session { floor, last_use, outcomes: BTreeMap::new() }
+        });
         let before = (session.last_use, session.outcomes.len());
         session.last_use = last_use;
         if let Some(outcome) = outcome {
@@ -154,8 +157,11 @@ impl Sessions {
         session.give_up(session.outcomes.len().saturating_sub(REPLIES_MAX));
         let held = session.outcomes.len();
         self.total = self.total + held - before.1;
-        move_entry(&mut self.by_use, (before.0, client), Some((last_use, client)));
-        move_entry(&mut self.holding, (before.0, client), (held > 0).then_some((last_use, client)));
+        // Writes of one moment leave a session where it is.
+        if (before.0, before.1 > 0) != (last_use, held > 0) || is_new {
+            move_entry(&mut self.by_use, (before.0, client), Some((last_use, client)));
+            move_entry(&mut self.holding, (before.0, client), (held > 0).then_some((last_use, client)));
+        }
         self.changed.insert(client);
         self.forget_idle();
         self.make_room();
@@ -225,14 +231,10 @@ impl Sessions {
     }
 }
 
-/// Takes an entry out of an order, if it is there, and puts another in. Writes of one moment leave it where it is.
+/// Takes an entry out of an order, if it is there, and puts another in.
 fn move_entry<T: Ord>(order: &mut BTreeSet<T>, from: T, to: Option<T>) {
-    if to.as_ref() != Some(&from) {
-        order.remove(&from);
-    }
-    if let Some(to) = to {
-        order.insert(to);
-    }
+    order.remove(&from);
+    order.extend(to);
 }
 
 /// A session as it is stored: outcomes by distance from the one before, replies by age from the newest, which are short.
