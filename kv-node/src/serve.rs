@@ -20,8 +20,7 @@ use kv_proto::ids::{NodeId, ShardId};
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
-use kv_raft::command::Reply;
-use kv_raft::replica::{Answered, ProposeError, Replica};
+use kv_raft::replica::{Answered, Replica};
 use tokio::time::Instant;
 
 use crate::admission::{self, Permit};
@@ -86,42 +85,32 @@ pub struct Serving<'a> {
 
 #[expect(clippy::large_enum_variant, reason = "it is what most calls are in, and an allocation for each else")]
 enum State<'a> {
-    /// A write in the queue or the log of this node's own replica.
-    Proposed {
-        call: Admitted,
-        here: Here,
-        answered: Answered,
-    },
+    /// A write in the queue or the log of this node's own replica; None once it was answered.
+    Proposed { write: Option<(Admitted, Here)>, answered: Answered },
     /// Any other call, and a write that did not find its place at once.
     Placed(BoxFuture<'a, Served>),
-    Ended(Served),
-    /// Its response was taken.
-    Taken,
 }
 
 impl Future for Serving<'_> {
     type Output = Served;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Served> {
+        let server = self.server;
         let served = loop {
-            let answer = match &mut self.state {
-                State::Proposed { answered, .. } => ready!(Pin::new(answered).poll(context)),
+            match &mut self.state {
                 State::Placed(placed) => break ready!(placed.as_mut().poll(context)),
-                State::Ended(_) | State::Taken => match std::mem::replace(&mut self.state, State::Taken) {
-                    State::Ended(served) => break served,
-                    State::Proposed { .. } | State::Placed(_) | State::Taken => return Poll::Pending,
-                },
-            };
-            if let State::Proposed { call, here, .. } = std::mem::replace(&mut self.state, State::Taken) {
-                self.state = self.server.written(call, &here, answer);
+                State::Proposed { write, answered } => {
+                    let answer = ready!(Pin::new(answered).poll(context));
+                    let (call, here) = write.take().expect("a call is not polled once it was answered");
+                    match server.local(&here, call.deadline).written(&call.request, &here.shard, answer) {
+                        Ok(response) => break held(call, response),
+                        Err(error) => self.state = State::Placed(server.refused(call, error)),
+                    }
+                }
             }
         };
-        self.state = State::Taken;
-        self.server.metrics.answered(
-            self.kind,
-            self.arrived.elapsed(),
-            served.as_ref().err().map(ServiceError::reason),
-        );
+        let reason = served.as_ref().err().map(ServiceError::reason);
+        server.metrics.answered(self.kind, self.arrived.elapsed(), reason);
         Poll::Ready(served)
     }
 }
@@ -151,7 +140,7 @@ impl Server {
         let (arrived, kind) = (Instant::now(), CallKind::of(&request));
         let state = match self.admit(request, grpc, arrived) {
             Ok(call) => self.begin(call),
-            Err(refused) => State::Ended(Err(refused)),
+            Err(error) => State::Placed(Box::pin(std::future::ready(Err(error)))),
         };
         Serving { server: self, kind, arrived, state }
     }
@@ -171,43 +160,34 @@ impl Server {
 
     fn begin(&self, call: Admitted) -> State<'_> {
         if !is_write(&call.request) {
-            return self.place(call, Vec::new());
+            return State::Placed(self.place(call, Vec::new()));
         }
-        match self.step(&call.request, &[], true) {
-            Err(error) => State::Ended(Err(error)),
-            Ok(Step::Here(here, _, keys)) => {
-                match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys) {
-                    Ok(answered) => State::Proposed { call, here, answered },
-                    Err(error) => self.refused(call, error),
-                }
-            }
-            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => self.place(call, Vec::new()),
-        }
-    }
-
-    /// What becomes of a write that this node's replica answered.
-    fn written(&self, call: Admitted, here: &Here, answer: Result<Reply, ProposeError>) -> State<'_> {
-        match self.local(here, call.deadline).written(&call.request, &here.shard, answer) {
-            Ok(response) => State::Ended(held(call, response)),
-            Err(error) => self.refused(call, error),
+        let (here, keys) = match self.step(&call.request, &[], true) {
+            Ok(Step::Here(here, _, keys)) => (here, keys),
+            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => return State::Placed(self.place(call, Vec::new())),
+            Err(error) => return State::Placed(Box::pin(std::future::ready(Err(error)))),
+        };
+        match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys) {
+            Ok(answered) => State::Proposed { write: Some((call, here)), answered },
+            Err(error) => State::Placed(self.refused(call, error)),
         }
     }
 
     /// What becomes of a write that this node's replica refused.
-    fn refused(&self, call: Admitted, error: ServiceError) -> State<'_> {
+    fn refused(&self, call: Admitted, error: ServiceError) -> BoxFuture<'_, Served> {
         if self.may_move(&error, validate::header(&call.request)) {
             self.place(call, vec![self.shared.node()])
         } else {
-            State::Ended(Err(error))
+            Box::pin(std::future::ready(Err(error)))
         }
     }
 
     /// Looks for whoever serves a call, until it is answered.
-    fn place(&self, call: Admitted, tried: Vec<NodeId>) -> State<'_> {
-        State::Placed(Box::pin(async move {
+    fn place(&self, call: Admitted, tried: Vec<NodeId>) -> BoxFuture<'_, Served> {
+        Box::pin(async move {
             let response = self.placed(&call.request, call.deadline, tried).await?;
             held(call, response)
-        }))
+        })
     }
 
     /// Where a call goes that `tried` these nodes.

@@ -2,40 +2,40 @@
 //!
 //! Not here: what fails, and what follows from it (log_store, data_engine, replica).
 
-use tokio::sync::watch;
+use std::sync::OnceLock;
 
-/// Empty until the first failure.
-#[derive(Debug)]
-pub(crate) struct Failure(watch::Sender<Option<String>>);
+use tokio::sync::Notify;
 
-impl Default for Failure {
-    fn default() -> Self {
-        Self(watch::Sender::new(None))
-    }
+/// Empty until the first failure. Looking at it costs next to nothing: every write does.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    first: OnceLock<String>,
+    told: Notify,
 }
 
 impl Failure {
     /// True if this is the first.
     pub(crate) fn set(&self, reason: &str) -> bool {
-        self.0.send_if_modified(|first| {
-            let new = first.is_none();
-            first.get_or_insert_with(|| reason.to_owned());
-            new
-        })
+        let is_first = self.first.set(reason.to_owned()).is_ok();
+        if is_first {
+            self.told.notify_waiters();
+        }
+        is_first
     }
 
     pub(crate) fn reason(&self) -> Option<String> {
-        self.0.borrow().clone()
+        self.first.get().cloned()
     }
 
     /// Completes with the reason of the first failure.
     pub(crate) async fn wait(&self) -> String {
-        let mut failure = self.0.subscribe();
-        // The reason is taken out before anything is awaited: the channel's guard must not cross an await.
-        let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
-        match reason {
-            Some(reason) => reason,
-            None => std::future::pending().await,
+        loop {
+            // Listens before it looks, or it would miss what fails in between.
+            let told = self.told.notified();
+            if let Some(reason) = self.reason() {
+                return reason;
+            }
+            told.await;
         }
     }
 }
