@@ -23,7 +23,7 @@ use kv_proto::pb::v1::{
 use kv_proto::timestamp::Timestamp;
 use kv_raft::command::{Command, Condition, EncodedCommand, Expected, Operation, Reply, Versioned};
 use kv_raft::data_engine::{DataError, ReadView};
-use kv_raft::replica::{Answered, ProposeError, ReadMode, Replica};
+use kv_raft::replica::{Answer, Answers, ReadMode, Replica};
 use tokio::time::{Instant, timeout_at};
 
 use crate::catalog::{CatalogView, ShardInfo};
@@ -90,8 +90,9 @@ impl Call<'_> {
                 Request::Put(_) | Request::Delete(_) | Request::CompareAndSet(_) | Request::BatchWrite(_),
                 Keys::One(_) | Keys::Many(_),
             ) => {
-                let answer = self.propose(request, shard, keys)?.await;
-                self.written(request, shard, answer)
+                let answers = Answers::default();
+                self.propose(request, shard, keys, (&answers, 0))?;
+                self.written(request, shard, answers.only().await)
             }
             (Request::BatchGet(batch), Keys::Many(keys)) => {
                 Box::pin(self.batch_get(batch, keys, space, shard)).await.map(Response::BatchGet)
@@ -118,23 +119,24 @@ impl Call<'_> {
         self.shared.admission.admit_write().or_else(|refused| if hands_over() { Ok(()) } else { Err(refused) })
     }
 
-    /// Proposes a write now; its answer comes later.
-    pub fn propose(&self, request: &Request, shard: &ShardInfo, keys: &Keys) -> Result<Answered, ServiceError> {
+    /// Proposes a write now; its answer comes later, under a number.
+    pub fn propose(
+        &self,
+        request: &Request,
+        shard: &ShardInfo,
+        keys: &Keys,
+        (answers, number): (&Answers, usize),
+    ) -> Result<(), ServiceError> {
         self.check_room()?;
         let session = validate::session_tag(validate::header(request));
         let (conditions, operations) = changes(request, keys)?;
         let command = EncodedCommand::new(&Command { session, conditions, operations });
-        let proposed = self.replica.propose_by(command, self.deadline);
+        let proposed = self.replica.propose_into(command, self.deadline, answers, number);
         proposed.map_err(|error| errors::propose(error, &self.situation(), shard))
     }
 
     /// The response to a write that was proposed.
-    pub fn written(
-        &self,
-        request: &Request,
-        shard: &ShardInfo,
-        answer: Result<Reply, ProposeError>,
-    ) -> Result<Response, ServiceError> {
+    pub fn written(&self, request: &Request, shard: &ShardInfo, answer: Answer) -> Result<Response, ServiceError> {
         let reply = answer.map_err(|error| errors::propose(error, &self.situation(), shard))?;
         let header = Some(self.header(shard));
         Ok(match (request, reply) {

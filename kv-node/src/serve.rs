@@ -8,10 +8,8 @@
 //!
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
 
-use std::future::Future;
-use std::pin::Pin;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -20,7 +18,7 @@ use kv_proto::ids::{NodeId, ShardId};
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
-use kv_raft::replica::{Answered, Replica};
+use kv_raft::replica::{Answer, Answers, Replica};
 use tokio::time::Instant;
 
 use crate::admission::{self, Permit};
@@ -69,51 +67,31 @@ enum Step {
 struct Admitted {
     request: Request,
     permit: Permit,
+    kind: CallKind,
+    arrived: Instant,
     deadline: Instant,
 }
 
-type Served = Result<(Response, Permit), ServiceError>;
+/// What a call came to, with what it holds until its response is sent.
+pub type Served<H = Permit> = Result<(Response, H), ServiceError>;
 
-/// One call until its response. Most writes only wait for their answer: no more is held for each than that takes.
-#[must_use = "a call goes on only while it is polled"]
-pub struct Serving<'a> {
-    server: &'a Server,
-    kind: CallKind,
-    arrived: Instant,
-    state: State<'a>,
+/// A write in the queue or the log of this node's own replica. No more is held for it than its answer takes, or finding
+/// another node.
+pub struct Write {
+    call: Admitted,
+    here: Here,
 }
 
-#[expect(clippy::large_enum_variant, reason = "it is what most calls are in, and an allocation for each else")]
-enum State<'a> {
-    /// A write in the queue or the log of this node's own replica; None once it was answered.
-    Proposed { write: Option<(Admitted, Here)>, answered: Answered },
-    /// Any other call, and a write that did not find its place at once.
-    Placed(BoxFuture<'a, Served>),
+/// What a call that was begun waits for.
+pub enum Begun<W, F> {
+    /// Its answer, which comes under its number.
+    Proposed(W),
+    /// Anything else.
+    Runs(F),
 }
 
-impl Future for Serving<'_> {
-    type Output = Served;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Served> {
-        let server = self.server;
-        let served = loop {
-            match &mut self.state {
-                State::Placed(placed) => break ready!(placed.as_mut().poll(context)),
-                State::Proposed { write, answered } => {
-                    let answer = ready!(Pin::new(answered).poll(context));
-                    let (call, here) = write.take().expect("a call is not polled once it was answered");
-                    match server.local(&here, call.deadline).written(&call.request, &here.shard, answer) {
-                        Ok(response) => break held(call, response),
-                        Err(error) => self.state = State::Placed(server.refused(call, error)),
-                    }
-                }
-            }
-        };
-        let reason = served.as_ref().err().map(ServiceError::reason);
-        server.metrics.answered(self.kind, self.arrived.elapsed(), reason);
-        Poll::Ready(served)
-    }
-}
+/// A call on its way through whatever it takes.
+pub type Running<'a> = BoxFuture<'a, Served>;
 
 impl Server {
     /// Serves for a node.
@@ -134,18 +112,62 @@ impl Server {
         &self.metrics
     }
 
-    /// Begins to serve one call: a write is proposed when this returns, if this node leads its shard. The permit is to be
-    /// held until the response is sent.
-    pub fn call(&self, request: Request, grpc: GrpcTimeout) -> Serving<'_> {
-        let (arrived, kind) = (Instant::now(), CallKind::of(&request));
-        let state = match self.admit(request, grpc, arrived) {
-            Ok(call) => self.begin(call),
-            Err(error) => State::Placed(Box::pin(std::future::ready(Err(error)))),
-        };
-        Serving { server: self, kind, arrived, state }
+    /// Serves one call.
+    pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Served {
+        let answers = Answers::default();
+        match self.begin(request, grpc, (&answers, 0)) {
+            Begun::Runs(running) => running.await,
+            Begun::Proposed(write) => match self.answered(write, answers.only().await) {
+                ControlFlow::Break(served) => served,
+                ControlFlow::Continue(running) => running.await,
+            },
+        }
     }
 
-    fn admit(&self, request: Request, grpc: GrpcTimeout, arrived: Instant) -> Result<Admitted, ServiceError> {
+    /// Begins to serve a call: a write is proposed when this returns, if this node leads its shard, and its answer comes under
+    /// this number.
+    pub fn begin(
+        &self,
+        request: Request,
+        grpc: GrpcTimeout,
+        (answers, number): (&Answers, usize),
+    ) -> Begun<Write, Running<'_>> {
+        let (arrived, kind) = (Instant::now(), CallKind::of(&request));
+        let call = match self.admit(request, grpc, (arrived, kind)) {
+            Ok(call) => call,
+            Err(error) => return Begun::Runs(self.ended(kind, arrived, error)),
+        };
+        if !is_write(&call.request) {
+            return Begun::Runs(self.place(call, Vec::new()));
+        }
+        let (here, keys) = match self.step(&call.request, &[], true) {
+            Ok(Step::Here(here, _, keys)) => (here, keys),
+            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => return Begun::Runs(self.place(call, Vec::new())),
+            Err(error) => return Begun::Runs(self.ended(kind, arrived, error)),
+        };
+        match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys, (answers, number)) {
+            Ok(()) => Begun::Proposed(Write { call, here }),
+            Err(error) => Begun::Runs(self.refused(call, error)),
+        }
+    }
+
+    /// Ends a write that was answered, or looks for another node.
+    pub fn answered(&self, Write { call, here }: Write, answer: Answer) -> ControlFlow<Served, Running<'_>> {
+        match self.local(&here, call.deadline).written(&call.request, &here.shard, answer) {
+            Ok(response) => {
+                self.metrics.answered(call.kind, call.arrived.elapsed(), None);
+                ControlFlow::Break(held(call, response))
+            }
+            Err(error) => ControlFlow::Continue(self.refused(call, error)),
+        }
+    }
+
+    fn admit(
+        &self,
+        request: Request,
+        grpc: GrpcTimeout,
+        (arrived, kind): (Instant, CallKind),
+    ) -> Result<Admitted, ServiceError> {
         let timeout = validate::request(&request, self.shared.cluster_id(), grpc)?;
         let permit = self.shared.admission.admit(admission::cost(&request))?;
         if admission::answers_values(&request) {
@@ -155,38 +177,31 @@ impl Server {
         if timeout.is_zero() {
             return Err(errors::deadline("queue", Outcome::NotApplied));
         }
-        Ok(Admitted { request, permit, deadline: arrived + timeout })
-    }
-
-    fn begin(&self, call: Admitted) -> State<'_> {
-        if !is_write(&call.request) {
-            return State::Placed(self.place(call, Vec::new()));
-        }
-        let (here, keys) = match self.step(&call.request, &[], true) {
-            Ok(Step::Here(here, _, keys)) => (here, keys),
-            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => return State::Placed(self.place(call, Vec::new())),
-            Err(error) => return State::Placed(Box::pin(std::future::ready(Err(error)))),
-        };
-        match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys) {
-            Ok(answered) => State::Proposed { write: Some((call, here)), answered },
-            Err(error) => State::Placed(self.refused(call, error)),
-        }
+        Ok(Admitted { request, permit, kind, arrived, deadline: arrived + timeout })
     }
 
     /// What becomes of a write that this node's replica refused.
-    fn refused(&self, call: Admitted, error: ServiceError) -> BoxFuture<'_, Served> {
+    fn refused(&self, call: Admitted, error: ServiceError) -> Running<'_> {
         if self.may_move(&error, validate::header(&call.request)) {
             self.place(call, vec![self.shared.node()])
         } else {
-            Box::pin(std::future::ready(Err(error)))
+            self.ended(call.kind, call.arrived, error)
         }
     }
 
+    fn ended(&self, kind: CallKind, arrived: Instant, error: ServiceError) -> Running<'_> {
+        self.metrics.answered(kind, arrived.elapsed(), Some(error.reason()));
+        Box::pin(std::future::ready(Err(error)))
+    }
+
     /// Looks for whoever serves a call, until it is answered.
-    fn place(&self, call: Admitted, tried: Vec<NodeId>) -> BoxFuture<'_, Served> {
+    fn place(&self, call: Admitted, tried: Vec<NodeId>) -> Running<'_> {
         Box::pin(async move {
-            let response = self.placed(&call.request, call.deadline, tried).await?;
-            held(call, response)
+            let (kind, arrived) = (call.kind, call.arrived);
+            let response = self.placed(&call.request, call.deadline, tried).await;
+            let served = response.and_then(|response| held(call, response));
+            self.metrics.answered(kind, arrived.elapsed(), served.as_ref().err().map(ServiceError::reason));
+            served
         })
     }
 

@@ -2,8 +2,10 @@
 //!
 //! Not here: any decision (serve and below).
 
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use futures::{Stream, StreamExt as _};
 use kv_proto::errors::{Outcome, ServiceError};
@@ -16,15 +18,16 @@ use kv_proto::pb::v1::{
     ListRoutesResponse, PipelineRequest, PipelineResponse, PutRequest, PutResponse, ScanRequest, ScanResponse,
     ScanStreamRequest, ScanStreamResponse,
 };
+use kv_raft::replica::{self as raft, Answers};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::pipeline::{self, MESSAGES_UNSENT, StreamLimits, Unread};
+use super::pipeline::{self, MESSAGES_UNSENT, Serve, StreamLimits, Unread};
 use crate::admission::Permit;
 use crate::malformed::described;
-use crate::serve::Server;
+use crate::serve::{Begun, Running, Served, Server, Write};
 use crate::validate::{self, GrpcTimeout};
 
 /// The service.
@@ -145,8 +148,8 @@ impl KvService for KvApi {
         self.tasks.spawn(async move {
             let metrics = server.metrics();
             metrics.streams.inc();
-            let serve = |call| server.call(call, GrpcTimeout::Absent);
-            pipeline::run(inbound, outbound, serve, limits, (metrics, stop)).await;
+            let calls = StreamCalls { server: &server, answers: Answers::default() };
+            pipeline::run(inbound, outbound, calls, limits, (metrics, stop)).await;
             metrics.streams.dec();
         });
         Ok(Response::new(Box::pin(Unread::new(messages))))
@@ -155,6 +158,30 @@ impl KvService for KvApi {
     async fn list_routes(&self, request: Request<ListRoutesRequest>) -> Result<Response<ListRoutesResponse>, Status> {
         let grpc = grpc_timeout(&request);
         Ok(Response::new(self.server.list_routes(request.get_ref(), grpc)?))
+    }
+}
+
+/// The calls of one pipelined stream.
+struct StreamCalls<'a> {
+    server: &'a Server,
+    answers: Answers,
+}
+
+impl<'a> Serve for StreamCalls<'a> {
+    type Held = Permit;
+    type Proposed = Write;
+    type Running = Running<'a>;
+
+    fn begin(&self, request: Call, number: usize) -> Begun<Write, Self::Running> {
+        self.server.begin(request, GrpcTimeout::Absent, (&self.answers, number))
+    }
+
+    fn poll_answers(&mut self, context: &mut Context<'_>) -> Poll<Vec<(usize, raft::Answer)>> {
+        self.answers.poll_some(context)
+    }
+
+    fn answered(&self, call: Write, answer: raft::Answer) -> ControlFlow<Served, Self::Running> {
+        self.server.answered(call, answer)
     }
 }
 

@@ -11,7 +11,8 @@
 //! Not here: what a call does (serve); clients that are there and read nothing (unsent).
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -22,13 +23,16 @@ use kv_proto::limits::{MESSAGE_BYTES_MAX, PAGE_BYTES_MAX, PIPELINE_CALLS_MAX, VA
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
 use kv_proto::pb::v1::{PipelineCall, PipelineReply, PipelineRequest, PipelineResponse};
+use kv_raft::replica::Answer;
 use prost::Message as _;
+use slab::Slab;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::admission;
 use crate::metrics::EdgeMetrics;
+use crate::serve::{Begun, Served};
 
 /// Messages handed to the transport and not taken yet: one is sent while the next is gathered.
 pub const MESSAGES_UNSENT: usize = 2;
@@ -111,18 +115,36 @@ impl<H: Unpin> Stream for Unread<H> {
     }
 }
 
-/// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`. What a call
-/// holds (H) it holds until its reply is sent.
-pub async fn run<F, H>(
+/// How the calls of one stream are served.
+pub trait Serve {
+    /// What a call holds until its reply is sent.
+    type Held;
+    /// A call that waits for its answer.
+    type Proposed;
+    /// A call that goes on by itself.
+    type Running: Future<Output = Served<Self::Held>>;
+
+    /// Begins a call; if it waits for an answer, that comes under this number, once.
+    fn begin(&self, request: Request, number: usize) -> Begun<Self::Proposed, Self::Running>;
+
+    /// Answers that are there, by their numbers.
+    fn poll_answers(&mut self, context: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>>;
+
+    /// Ends a call that has its answer, or lets it go on.
+    fn answered(&self, call: Self::Proposed, answer: Answer) -> ControlFlow<Served<Self::Held>, Self::Running>;
+}
+
+/// Runs a stream until its client closed it and everything is answered, or the client vanished, or `stop`.
+pub async fn run<S: Serve>(
     inbound: impl Stream<Item = Result<PipelineRequest, Status>>,
-    outbound: mpsc::Sender<Outgoing<H>>,
-    serve: impl Fn(Request) -> F,
+    outbound: mpsc::Sender<Outgoing<S::Held>>,
+    mut serve: S,
     limits: StreamLimits,
     (metrics, stop): (&EdgeMetrics, CancellationToken),
-) where
-    F: Future<Output = Result<(Response, H), ServiceError>>,
-{
+) {
     let mut inbound = std::pin::pin!(inbound);
+    // Most writes wait in here: a future for each would cost more than all else that is done for it.
+    let mut proposed = Slab::new();
     let mut running = FuturesUnordered::new();
     let mut running_bytes = 0_u64;
     let mut ready = Ready { replies: VecDeque::new(), bytes: 0 };
@@ -143,10 +165,10 @@ pub async fn run<F, H>(
                 Err(TrySendError::Closed(())) => return,
             }
         }
-        if !open && running.is_empty() && ready.replies.is_empty() {
+        if !open && running.is_empty() && proposed.is_empty() && ready.replies.is_empty() {
             return;
         }
-        let room = running.len() + ready.replies.len() < limits.calls
+        let room = running.len() + proposed.len() + ready.replies.len() < limits.calls
             && running_bytes < limits.bytes
             && ready.bytes < UNSENT_BYTES;
         let unsent = !ready.replies.is_empty();
@@ -155,6 +177,18 @@ pub async fn run<F, H>(
                 running_bytes -= bytes;
                 ready.push(reply);
             }
+            some = poll_fn(|context| serve.poll_answers(context)), if ready.bytes < UNSENT_BYTES => {
+                for (number, answer) in some {
+                    let (id, bytes, call) = proposed.remove(number);
+                    match serve.answered(call, answer) {
+                        ControlFlow::Break(served) => {
+                            running_bytes -= bytes;
+                            ready.push(reply(id, served));
+                        }
+                        ControlFlow::Continue(call) => running.push(to_reply(id, bytes, call)),
+                    }
+                }
+            }
             message = inbound.next(), if open && room => match message {
                 Some(Ok(message)) => {
                     for (position, PipelineCall { id, request }) in message.calls.into_iter().enumerate() {
@@ -162,8 +196,11 @@ pub async fn run<F, H>(
                             Some(request) if position < PIPELINE_CALLS_MAX => {
                                 let bytes = admission::cost(&request);
                                 running_bytes += bytes;
-                                // Mapped: an async block would have room for the call twice, before and while it runs.
-                                running.push(serve(request).map(move |answer| (reply(id, answer), bytes)));
+                                let place = proposed.vacant_entry();
+                                match serve.begin(request, place.key()) {
+                                    Begun::Proposed(call) => _ = place.insert((id, bytes, call)),
+                                    Begun::Runs(call) => running.push(to_reply(id, bytes, call)),
+                                }
                             }
                             request => ready.push(reply(id, Err(refused(request.is_some())))),
                         }
@@ -194,8 +231,17 @@ fn refused(has_request: bool) -> ServiceError {
     }
 }
 
-fn reply<H>(id: u64, answer: Result<(Response, H), ServiceError>) -> (PipelineReply, Option<H>) {
-    let (response, held) = match answer {
+/// Mapped: an async block would have room for the call twice, before and while it runs.
+fn to_reply<H>(
+    id: u64,
+    bytes: u64,
+    call: impl Future<Output = Served<H>>,
+) -> impl Future<Output = ((PipelineReply, Option<H>), u64)> {
+    call.map(move |served| (reply(id, served), bytes))
+}
+
+fn reply<H>(id: u64, served: Served<H>) -> (PipelineReply, Option<H>) {
+    let (response, held) = match served {
         Ok((response, held)) => (response, Some(held)),
         Err(error) => (Response::Failure(error.to_failure()), None),
     };

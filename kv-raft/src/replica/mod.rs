@@ -15,6 +15,8 @@ mod keeper;
 
 mod proposals;
 
+mod answers;
+
 mod reads;
 
 mod inbound;
@@ -52,10 +54,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::answers::{Answer, Answers};
 pub use self::checks::CheckOutcome;
 pub use self::context::{ContextParts, RaftContext, Room};
 pub use self::errors::{MembershipError, ProposeError, ReadError, StartError};
-pub use self::proposals::Answered;
 pub use self::reads::ReadMode;
 
 use self::checks::Checks;

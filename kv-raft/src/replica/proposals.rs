@@ -15,9 +15,8 @@
 //! Not here: what commands do (state machine); which replica to ask (kv-node, router).
 
 use std::collections::VecDeque;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
@@ -27,9 +26,10 @@ use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant as Deadline;
 
+use super::answers::{Answer, Answers, Caller};
 use super::company::Company;
 use super::{ProposeError, ReadError, Replica};
 use crate::command::{CommandBatch, EncodedCommand, Reply};
@@ -59,36 +59,6 @@ const QUEUE_COMMANDS: usize = 65_536;
 const QUEUE_BYTES: usize = 64 << 20;
 
 const _: () = assert!(QUEUE_BYTES > 2 * BATCH_BYTES_MAX);
-
-/// Where the answer of a command comes. Dropping it gives the answer up; the command may still apply.
-#[derive(Debug)]
-pub struct Answered(oneshot::Receiver<Result<Reply, ProposeError>>);
-
-impl Future for Answered {
-    type Output = Result<Reply, ProposeError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // The sender is only lost with the task that held it: then the entry may have been proposed.
-        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(ProposeError::OutcomeUnknown)))
-    }
-}
-
-/// Whoever waits for an answer.
-struct Caller {
-    answer: oneshot::Sender<Result<Reply, ProposeError>>,
-    deadline: Option<Deadline>,
-}
-
-impl Caller {
-    fn answer(self, answer: Result<Reply, ProposeError>) {
-        // One that has gone does not listen any more.
-        let _ = self.answer.send(answer);
-    }
-
-    fn is_late(&self, now: Deadline) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= now)
-    }
-}
 
 struct Waiting {
     command: EncodedCommand,
@@ -120,11 +90,12 @@ pub(super) struct Proposals {
 }
 
 impl Queue {
-    /// Whether its deadline is the first of all; None if the queue is full.
-    fn push(&mut self, waiting: Waiting) -> Option<bool> {
-        if self.waiting.len() >= QUEUE_COMMANDS || self.bytes >= QUEUE_BYTES {
-            return None;
-        }
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= QUEUE_COMMANDS || self.bytes >= QUEUE_BYTES
+    }
+
+    /// Tells whether its deadline is the first of all.
+    fn push(&mut self, waiting: Waiting) -> bool {
         let deadline = waiting.caller.deadline;
         let is_first = deadline.is_some_and(|deadline| self.first_deadline.is_none_or(|first| deadline < first));
         if is_first {
@@ -132,7 +103,7 @@ impl Queue {
         }
         self.bytes += waiting.command.bytes();
         self.waiting.push_back(waiting);
-        Some(is_first)
+        is_first
     }
 
     fn pop(&mut self) -> Option<Waiting> {
@@ -193,7 +164,7 @@ impl Queue {
                 break;
             }
             let Some(next) = self.pop() else { break };
-            if !next.caller.answer.is_closed() {
+            if !next.caller.has_gone() {
                 bytes += next.command.bytes();
                 taken.push(next);
             }
@@ -308,29 +279,51 @@ impl Callers {
 impl Replica {
     /// Proposes a command and waits for its reply. Dropping the future gives the reply up; the command may still
     /// apply.
-    pub async fn propose(&self, command: EncodedCommand) -> Result<Reply, ProposeError> {
-        self.enqueue(command, None)?.await
+    pub async fn propose(&self, command: EncodedCommand) -> Answer {
+        let answers = Answers::default();
+        self.enqueue(command, None, &answers, 0)?;
+        answers.only().await
     }
 
-    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply. Proposed when
-    /// this returns, not when the answer is asked for.
-    pub fn propose_by(&self, command: EncodedCommand, deadline: Deadline) -> Result<Answered, ProposeError> {
-        self.enqueue(command, Some(deadline))
+    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply.
+    pub async fn propose_by(&self, command: EncodedCommand, deadline: Deadline) -> Answer {
+        let answers = Answers::default();
+        self.enqueue(command, Some(deadline), &answers, 0)?;
+        answers.only().await
     }
 
-    fn enqueue(&self, command: EncodedCommand, deadline: Option<Deadline>) -> Result<Answered, ProposeError> {
+    /// The same for a task that proposes many: the command is proposed when this returns, and its answer comes under this
+    /// number. None comes after an error.
+    pub fn propose_into(
+        &self,
+        command: EncodedCommand,
+        deadline: Deadline,
+        answers: &Answers,
+        number: usize,
+    ) -> Result<(), ProposeError> {
+        self.enqueue(command, Some(deadline), answers, number)
+    }
+
+    fn enqueue(
+        &self,
+        command: EncodedCommand,
+        deadline: Option<Deadline>,
+        answers: &Answers,
+        number: usize,
+    ) -> Result<(), ProposeError> {
         self.check_leads().map_err(|error| self.count_overload(error))?;
         self.used();
-        let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { command, caller: Caller { answer, deadline }, since: Instant::now() };
+        let since = Instant::now();
         let (is_first, start, waiting) = {
             let mut queue = self.proposals.queue.lock();
             if queue.silent {
                 return Err(ProposeError::NoQuorum);
             }
-            let Some(is_first) = queue.push(waiting) else {
+            if queue.is_full() {
                 return Err(self.count_overload(ProposeError::Overloaded { queue: "the shard's queue of proposals" }));
-            };
+            }
+            // From here on it is answered.
+            let is_first = queue.push(Waiting { command, caller: answers.caller(number, deadline), since });
             (is_first, queue.begin_another(), queue.waiting.len())
         };
         self.proposals.company.came(waiting);
@@ -339,7 +332,7 @@ impl Replica {
         } else if is_first {
             self.proposals.look_earlier.notify_one();
         }
-        Ok(Answered(answered))
+        Ok(())
     }
 
     fn count_overload(&self, error: ProposeError) -> ProposeError {
@@ -507,31 +500,28 @@ pub(super) fn not_confirmed(error: ReadError) -> ProposeError {
 mod tests {
     use std::time::Duration;
 
+    use futures::FutureExt as _;
+    use futures::future::poll_fn;
+
     use super::*;
     use crate::command::{Command, Operation};
 
-    fn waiting(bytes: usize) -> (Waiting, oneshot::Receiver<Result<Reply, ProposeError>>) {
+    fn waiting(bytes: usize, caller: Caller) -> Waiting {
         let value = vec![0; bytes];
         let operations = vec![Operation::Put { key: b"k", value: &value }];
         let command = EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations });
-        let (answer, answered) = oneshot::channel();
-        (Waiting { command, caller: Caller { answer, deadline: None }, since: Instant::now() }, answered)
+        Waiting { command, caller, since: Instant::now() }
     }
 
-    fn until(deadline: Deadline) -> (Waiting, oneshot::Receiver<Result<Reply, ProposeError>>) {
-        let (mut waiting, answered) = waiting(10);
-        waiting.caller.deadline = Some(deadline);
-        (waiting, answered)
+    fn some(answers: &mut Answers) -> Vec<(usize, Answer)> {
+        poll_fn(|context| answers.poll_some(context)).now_or_never().unwrap_or_default()
     }
 
     #[test]
     fn what_waits_together_becomes_one_entry_up_to_its_size() {
-        let mut queue = Queue::default();
-        let mut callers = Vec::new();
+        let (mut queue, answers) = (Queue::default(), Answers::default());
         for bytes in [10, 10, ENTRY_BYTES_TARGET, 10] {
-            let (waiting, caller) = waiting(bytes);
-            assert!(queue.push(waiting).is_some());
-            callers.push(caller);
+            queue.push(waiting(bytes, answers.caller(0, None)));
         }
         assert_eq!(queue.take().0.len(), 2, "the large one does not fit with the first two");
         assert_eq!(queue.take().0.len(), 1, "the large one goes alone");
@@ -542,13 +532,8 @@ mod tests {
 
     #[test]
     fn a_second_entry_is_proposed_only_beside_a_large_one() {
-        let mut queue = Queue::default();
-        let mut callers = Vec::new();
-        let mut push = |queue: &mut Queue, bytes| {
-            let (waiting, caller) = waiting(bytes);
-            callers.push(caller);
-            assert!(queue.push(waiting).is_some());
-        };
+        let (mut queue, answers) = (Queue::default(), Answers::default());
+        let push = |queue: &mut Queue, bytes| queue.push(waiting(bytes, answers.caller(0, None)));
         push(&mut queue, 10);
         assert!(queue.may_propose(0));
         queue.in_flight = 1;
@@ -570,56 +555,42 @@ mod tests {
 
     #[test]
     fn a_caller_that_has_gone_is_not_proposed() {
-        let mut queue = Queue::default();
-        let (first, gone) = waiting(10);
-        let (second, _caller) = waiting(10);
-        assert!(queue.push(first).is_some() && queue.push(second).is_some());
+        let (mut queue, gone, answers) = (Queue::default(), Answers::default(), Answers::default());
+        queue.push(waiting(10, gone.caller(0, None)));
+        queue.push(waiting(10, answers.caller(0, None)));
         drop(gone);
         assert_eq!(queue.take().0.len(), 1);
     }
 
     #[test]
     fn whose_time_is_up_while_it_waits_is_never_taken() {
-        let (mut queue, now) = (Queue::default(), Deadline::now());
+        let (mut queue, answers, now) = (Queue::default(), Answers::default(), Deadline::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        let (callers, firsts): (Vec<_>, Vec<_>) = [at(2), at(1), at(3)]
-            .map(|deadline| {
-                let (waiting, caller) = until(deadline);
-                (caller, queue.push(waiting).unwrap())
-            })
-            .into_iter()
-            .unzip();
+        let firsts = [2, 1, 3].map(|seconds| queue.push(waiting(10, answers.caller(0, Some(at(seconds))))));
         assert_eq!(firsts, [true, true, false]);
         assert!(queue.take_late(at(0)).is_empty());
         assert_eq!((queue.take_late(at(2)).len(), queue.first_deadline), (2, Some(at(3))));
         assert_eq!(queue.take().0.len(), 1);
         assert_eq!((queue.bytes, queue.first_deadline), (0, None));
-        drop(callers);
     }
 
     #[test]
     fn whose_time_is_up_while_its_entry_is_proposed_is_answered_at_once_and_the_others_later() {
-        let now = Deadline::now();
-        let ((first, mut early), (second, mut late)) = (until(now), until(now + Duration::from_secs(1)));
-        let mut callers = Callers::new(vec![first.caller, second.caller]);
+        let (mut answers, now) = (Answers::default(), Deadline::now());
+        let late = answers.caller(1, Some(now));
+        let mut callers = Callers::new(vec![late, answers.caller(2, Some(now + Duration::from_secs(1)))]);
         callers.fail_late(now);
-        assert_eq!(early.try_recv(), Ok(Err(ProposeError::TimedOut { proposed: true })));
-        assert!(late.try_recv().is_err());
+        assert_eq!(some(&mut answers), [(1, Err(ProposeError::TimedOut { proposed: true }))]);
         callers.answer(Ok(vec![Reply::SessionStale, Reply::SessionsFull]));
-        assert_eq!(late.try_recv(), Ok(Ok(Reply::SessionsFull)), "each has the reply of its own command");
+        assert_eq!(some(&mut answers), [(2, Ok(Reply::SessionsFull))], "each has the reply of its own command");
     }
 
     #[test]
-    fn a_full_queue_refuses_by_bytes() {
-        let mut queue = Queue::default();
-        let mut callers = Vec::new();
+    fn a_queue_is_full_by_bytes() {
+        let (mut queue, answers) = (Queue::default(), Answers::default());
         let mut accepted = 0;
-        loop {
-            let (waiting, caller) = waiting(4 << 20);
-            if queue.push(waiting).is_none() {
-                break;
-            }
-            callers.push(caller);
+        while !queue.is_full() {
+            queue.push(waiting(4 << 20, answers.caller(0, None)));
             accepted += 1;
         }
         assert_eq!(accepted, QUEUE_BYTES / (4 << 20));

@@ -1,8 +1,10 @@
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
 use kv_proto::pb::v1::{GetRequest, GetResponse};
+use kv_raft::replica::ProposeError;
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 
@@ -21,6 +23,65 @@ fn message(calls: impl IntoIterator<Item = PipelineCall>) -> Result<PipelineRequ
 
 fn metrics() -> EdgeMetrics {
     EdgeMetrics::new(&mut Registry::default())
+}
+
+/// Calls that each go on by themselves.
+struct Each<F>(F);
+
+impl<F, R, H> Serve for Each<F>
+where
+    F: Fn(Request) -> R,
+    R: Future<Output = Served<H>>,
+{
+    type Held = H;
+    type Proposed = Infallible;
+    type Running = R;
+
+    fn begin(&self, request: Request, _: usize) -> Begun<Infallible, R> {
+        Begun::Runs((self.0)(request))
+    }
+
+    fn poll_answers(&mut self, _: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>> {
+        Poll::Pending
+    }
+
+    fn answered(&self, call: Infallible, _: Answer) -> ControlFlow<Served<H>, R> {
+        match call {}
+    }
+}
+
+/// Calls that wait for their answers, in the order of their numbers; those of an even number go on once they have one.
+struct Answered {
+    answers: mpsc::Receiver<Vec<(usize, Answer)>>,
+    begun: Rc<RefCell<Vec<usize>>>,
+}
+
+impl Serve for Answered {
+    type Held = ();
+    type Proposed = usize;
+    type Running = std::future::Ready<Served<()>>;
+
+    fn begin(&self, _: Request, number: usize) -> Begun<usize, Self::Running> {
+        self.begun.borrow_mut().push(number);
+        Begun::Proposed(number)
+    }
+
+    fn poll_answers(&mut self, context: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>> {
+        match ready!(self.answers.poll_recv(context)) {
+            Some(some) => Poll::Ready(some),
+            None => Poll::Pending,
+        }
+    }
+
+    fn answered(&self, number: usize, answer: Answer) -> ControlFlow<Served<()>, Self::Running> {
+        assert_eq!(answer, Err(ProposeError::NoQuorum));
+        let served = Ok((Response::Get(GetResponse::default()), ()));
+        if number.is_multiple_of(2) {
+            ControlFlow::Continue(std::future::ready(served))
+        } else {
+            ControlFlow::Break(served)
+        }
+    }
 }
 
 async fn echo(_: Request) -> Result<(Response, ()), ServiceError> {
@@ -47,6 +108,14 @@ async fn goes_on(mut run: Pin<&mut impl Future>) {
     }
 }
 
+/// So many calls are begun, and no more.
+async fn goes_on_reading(begun: &RefCell<Vec<usize>>, calls: usize) {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(begun.borrow().len(), calls);
+}
+
 async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(10), future).await.expect("it ends in time")
 }
@@ -55,7 +124,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 async fn calls_that_are_ready_together_are_answered_in_one_message() {
     let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
     let inbound = futures::stream::iter([message((1..=4).map(get))]);
-    within(run(inbound, sender, echo, LIMITS, (&metrics(), CancellationToken::new()))).await;
+    within(run(inbound, sender, Each(echo), LIMITS, (&metrics(), CancellationToken::new()))).await;
     let mut answered = ids(&receiver.recv().await.unwrap());
     answered.sort_unstable();
     assert_eq!(answered, [1, 2, 3, 4]);
@@ -74,7 +143,7 @@ async fn a_call_at_fault_fails_alone() {
             Ok((Response::Get(GetResponse::default()), ()))
         }
     };
-    within(run(inbound, sender, serve, LIMITS, (&metrics(), CancellationToken::new()))).await;
+    within(run(inbound, sender, Each(serve), LIMITS, (&metrics(), CancellationToken::new()))).await;
     let mut reasons = std::collections::BTreeMap::new();
     while let Some((message, _)) = receiver.recv().await {
         for reply in message.unwrap().replies {
@@ -112,7 +181,7 @@ async fn a_slow_call_holds_up_no_other() {
         assert_eq!(ids(&receiver.recv().await.unwrap()), [1]);
     };
     let metrics = metrics();
-    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    let run = run(inbound, sender, Each(serve), LIMITS, (&metrics, CancellationToken::new()));
     within(futures::future::join(run, look)).await;
 }
 
@@ -123,7 +192,7 @@ async fn no_more_is_read_than_the_stream_may_have_in_flight() {
     let inbound = counted(100, read.clone());
     let serve = |_| std::future::pending::<Result<(Response, ()), ServiceError>>();
     let metrics = metrics();
-    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    let run = run(inbound, sender, Each(serve), LIMITS, (&metrics, CancellationToken::new()));
     assert!(run.now_or_never().is_none());
     assert_eq!(read.get(), LIMITS.calls);
 }
@@ -139,7 +208,7 @@ async fn a_reader_that_does_not_read_stops_the_reading_of_its_calls() {
         Ok((Response::Get(GetResponse { header: None, entry }), ()))
     };
     let metrics = metrics();
-    let mut run = Box::pin(run(inbound, sender, large, LIMITS, (&metrics, CancellationToken::new())));
+    let mut run = Box::pin(run(inbound, sender, Each(large), LIMITS, (&metrics, CancellationToken::new())));
     goes_on(run.as_mut()).await;
     assert!(read.get() < 20, "{} calls were read though nobody reads the replies", read.get());
     drop(receiver);
@@ -154,7 +223,7 @@ async fn what_a_reply_holds_is_given_back_when_the_transport_asks_for_more() {
     let (calls, inbound) = mpsc::channel(1);
     let metrics = metrics();
     let inbound = tokio_stream::wrappers::ReceiverStream::new(inbound);
-    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    let run = run(inbound, sender, Each(serve), LIMITS, (&metrics, CancellationToken::new()));
     let look = async {
         let mut unread = Unread::new(receiver);
         for id in [1, 2] {
@@ -176,7 +245,7 @@ async fn replies_that_nobody_reads_count_as_calls_in_flight() {
     let read = Rc::new(Cell::new(0));
     let inbound = counted(100, read.clone());
     let metrics = metrics();
-    let mut run = Box::pin(run(inbound, sender, echo, LIMITS, (&metrics, CancellationToken::new())));
+    let mut run = Box::pin(run(inbound, sender, Each(echo), LIMITS, (&metrics, CancellationToken::new())));
     goes_on(run.as_mut()).await;
     assert!(read.get() <= LIMITS.calls + MESSAGES_UNSENT * LIMITS.calls, "{} calls were read", read.get());
 }
@@ -202,7 +271,7 @@ async fn a_vanished_client_leaves_nothing_behind() {
     let inbound = futures::stream::iter([message((1..=3).map(get))]).chain(futures::stream::pending());
     let metrics = metrics();
     {
-        let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+        let run = run(inbound, sender, Each(serve), LIMITS, (&metrics, CancellationToken::new()));
         let vanish = async {
             while held.get() < 3 {
                 tokio::task::yield_now().await;
@@ -220,11 +289,42 @@ async fn a_stream_that_is_stopped_answers_what_it_has_and_ends() {
     let stop = CancellationToken::new();
     let inbound = futures::stream::iter([message([get(1)])]).chain(futures::stream::pending());
     let metrics = metrics();
-    let run = run(inbound, sender, echo, LIMITS, (&metrics, stop.clone()));
+    let run = run(inbound, sender, Each(echo), LIMITS, (&metrics, stop.clone()));
     let look = async {
         assert_eq!(ids(&receiver.recv().await.unwrap()), [1]);
         stop.cancel();
         assert!(receiver.recv().await.is_none());
+    };
+    within(futures::future::join(run, look)).await;
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_answers_are_answered_as_those_come_and_their_places_are_used_again() {
+    let (sender, mut receiver) = mpsc::channel(MESSAGES_UNSENT);
+    let (answer, answers) = mpsc::channel(2);
+    let begun = Rc::new(RefCell::new(Vec::new()));
+    let (calls, inbound) = mpsc::channel(8);
+    let inbound = tokio_stream::wrappers::ReceiverStream::new(inbound);
+    let metrics = metrics();
+    let serve = Answered { answers, begun: begun.clone() };
+    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    let look = async {
+        calls.send(message((11..=15).map(get))).await.unwrap();
+        calls.send(message([get(16)])).await.unwrap();
+        let no = |number| (number, Err(ProposeError::NoQuorum));
+        goes_on_reading(&begun, 5).await;
+        answer.send(vec![no(3), no(0)]).await.unwrap();
+        let mut ids = ids(&receiver.recv().await.unwrap());
+        while ids.len() < 2 {
+            ids.extend(self::ids(&receiver.recv().await.unwrap()));
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, [11, 14], "also the one that went on");
+        goes_on_reading(&begun, 6).await;
+        let again = begun.borrow()[5];
+        assert!([0, 3].contains(&again), "{begun:?}");
+        drop(calls);
+        answer.send([1, 2, 4, again].map(no).into()).await.unwrap();
     };
     within(futures::future::join(run, look)).await;
 }
