@@ -74,7 +74,7 @@ impl Call<'_> {
         shard: &ShardInfo,
         keys: &Keys,
     ) -> Result<Response, ServiceError> {
-        // Gets are small and in place; a call carries the space of the largest, so the others are boxed.
+        // Gets and writes are small and in place; a call carries the space of the largest, so the others are boxed.
         match (request, keys) {
             (Request::Get(get), Keys::One(key)) => {
                 let (view, at) = self.read(get.read.as_ref(), space, shard).await?;
@@ -131,7 +131,7 @@ impl Call<'_> {
         let session = validate::session_tag(validate::header(request));
         let (conditions, operations) = changes(request, keys)?;
         let command = EncodedCommand::new(&Command { session, conditions, operations });
-        let proposed = self.replica.propose_into(command, self.deadline, answers, number);
+        let proposed = self.replica.propose_into(command, Some(self.deadline), answers, number);
         proposed.map_err(|error| errors::propose(error, &self.situation(), shard))
     }
 

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a call ends by its deadline; one that is late when it arrives is not begun;
 //! - a write is sent elsewhere only after an error that says that it was not applied here;
-//! - whatever a call holds is given back when its future is dropped, or else the permit that came with its response;
+//! - whatever a call holds is given back when its future or its [`Write`] is dropped, or else the permit that came with its
+//!   response;
 //! - a read whose response has no room is refused; what a write did is told in any case.
 //!
 //! Not here: what is wrong with it by itself (validate); where it goes (router); what a replica does with it (local).
@@ -82,7 +83,7 @@ pub struct Write {
     here: Here,
 }
 
-/// What a call that was begun waits for.
+/// What a call that was begun and has not ended waits for.
 pub enum Begun<W, F> {
     /// Its answer, which comes under its number.
     Proposed(W),
@@ -115,12 +116,14 @@ impl Server {
     /// Serves one call.
     pub async fn call(&self, request: Request, grpc: GrpcTimeout) -> Served {
         let answers = Answers::default();
-        match self.begin(request, grpc, (&answers, 0)) {
-            Begun::Runs(running) => running.await,
-            Begun::Proposed(write) => match self.answered(write, answers.only().await) {
-                ControlFlow::Break(served) => served,
-                ControlFlow::Continue(running) => running.await,
-            },
+        let next = match self.begin(request, grpc, (&answers, 0)) {
+            ControlFlow::Continue(Begun::Proposed(write)) => self.answered(write, answers.only().await),
+            ControlFlow::Continue(Begun::Runs(running)) => ControlFlow::Continue(running),
+            ControlFlow::Break(served) => ControlFlow::Break(served),
+        };
+        match next {
+            ControlFlow::Continue(running) => running.await,
+            ControlFlow::Break(served) => served,
         }
     }
 
@@ -131,35 +134,48 @@ impl Server {
         request: Request,
         grpc: GrpcTimeout,
         (answers, number): (&Answers, usize),
-    ) -> Begun<Write, Running<'_>> {
+    ) -> ControlFlow<Served, Begun<Write, Running<'_>>> {
         let (arrived, kind) = (Instant::now(), CallKind::of(&request));
         let call = match self.admit(request, grpc, (arrived, kind)) {
             Ok(call) => call,
-            Err(error) => return Begun::Runs(self.ended(kind, arrived, error)),
+            Err(error) => return ControlFlow::Break(self.ended(kind, arrived, Err(error))),
         };
         if !is_write(&call.request) {
-            return Begun::Runs(self.place(call, Vec::new()));
+            return ControlFlow::Continue(Begun::Runs(self.place(call, Vec::new())));
         }
         let (here, keys) = match self.step(&call.request, &[], true) {
             Ok(Step::Here(here, _, keys)) => (here, keys),
-            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => return Begun::Runs(self.place(call, Vec::new())),
-            Err(error) => return Begun::Runs(self.ended(kind, arrived, error)),
+            Ok(Step::Onward { .. } | Step::CatchUp { .. }) => {
+                return ControlFlow::Continue(Begun::Runs(self.place(call, Vec::new())));
+            }
+            Err(error) => return ControlFlow::Break(self.ended(kind, arrived, Err(error))),
         };
         match self.local(&here, call.deadline).propose(&call.request, &here.shard, &keys, (answers, number)) {
-            Ok(()) => Begun::Proposed(Write { call, here }),
-            Err(error) => Begun::Runs(self.refused(call, error)),
+            Ok(()) => ControlFlow::Continue(Begun::Proposed(Write { call, here })),
+            Err(error) => self.refused(call, error).map_continue(Begun::Runs),
         }
     }
 
     /// Ends a write that was answered, or looks for another node.
     pub fn answered(&self, Write { call, here }: Write, answer: Answer) -> ControlFlow<Served, Running<'_>> {
         match self.local(&here, call.deadline).written(&call.request, &here.shard, answer) {
-            Ok(response) => {
-                self.metrics.answered(call.kind, call.arrived.elapsed(), None);
-                ControlFlow::Break(held(call, response))
-            }
-            Err(error) => ControlFlow::Continue(self.refused(call, error)),
+            Ok(response) => ControlFlow::Break(self.ended(call.kind, call.arrived, held(call, response))),
+            Err(error) => self.refused(call, error),
         }
+    }
+
+    /// What becomes of a write that this node's replica refused.
+    fn refused(&self, call: Admitted, error: ServiceError) -> ControlFlow<Served, Running<'_>> {
+        if self.may_move(&error, validate::header(&call.request)) {
+            ControlFlow::Continue(self.place(call, vec![self.shared.node()]))
+        } else {
+            ControlFlow::Break(self.ended(call.kind, call.arrived, Err(error)))
+        }
+    }
+
+    fn ended(&self, kind: CallKind, arrived: Instant, served: Served) -> Served {
+        self.metrics.answered(kind, arrived.elapsed(), served.as_ref().err().map(ServiceError::reason));
+        served
     }
 
     fn admit(
@@ -180,28 +196,12 @@ impl Server {
         Ok(Admitted { request, permit, kind, arrived, deadline: arrived + timeout })
     }
 
-    /// What becomes of a write that this node's replica refused.
-    fn refused(&self, call: Admitted, error: ServiceError) -> Running<'_> {
-        if self.may_move(&error, validate::header(&call.request)) {
-            self.place(call, vec![self.shared.node()])
-        } else {
-            self.ended(call.kind, call.arrived, error)
-        }
-    }
-
-    fn ended(&self, kind: CallKind, arrived: Instant, error: ServiceError) -> Running<'_> {
-        self.metrics.answered(kind, arrived.elapsed(), Some(error.reason()));
-        Box::pin(std::future::ready(Err(error)))
-    }
-
     /// Looks for whoever serves a call, until it is answered.
     fn place(&self, call: Admitted, tried: Vec<NodeId>) -> Running<'_> {
         Box::pin(async move {
             let (kind, arrived) = (call.kind, call.arrived);
             let response = self.placed(&call.request, call.deadline, tried).await;
-            let served = response.and_then(|response| held(call, response));
-            self.metrics.answered(kind, arrived.elapsed(), served.as_ref().err().map(ServiceError::reason));
-            served
+            self.ended(kind, arrived, response.and_then(|response| held(call, response)))
         })
     }
 

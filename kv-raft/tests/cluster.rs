@@ -362,12 +362,12 @@ async fn whose_time_is_up_learns_whether_its_command_may_still_apply() {
     tokio::join!(one.end(), two.end());
     let begun = tokio::time::Instant::now();
     let within = |millis| begun + Duration::from_millis(millis);
-    let taken = leader.propose_by(put("taken", "1"), within(300));
+    let taken = support::propose_by(&leader, put("taken", "1"), within(300));
     let queued = async {
         // Before the lease ends, so that the first is in the log.
         tokio::time::sleep(Duration::from_millis(30)).await;
-        let later = leader.propose_by(put("queued", "1"), within(250));
-        let sooner = async { (leader.propose_by(put("queued", "1"), within(100)).await, begun.elapsed()) };
+        let later = support::propose_by(&leader, put("queued", "1"), within(250));
+        let sooner = async { (support::propose_by(&leader, put("queued", "1"), within(100)).await, begun.elapsed()) };
         tokio::join!(later, sooner)
     };
     let (taken, (later, sooner)) = tokio::join!(taken, queued);
@@ -395,13 +395,16 @@ async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes
     let mut taken = Vec::new();
     for i in 0..2 {
         let leader = Arc::clone(&leader);
-        let write = async move { leader.propose_by(put(&format!("taken-{i}"), "1"), late).await };
+        let write = async move { support::propose_by(&leader, put(&format!("taken-{i}"), "1"), late).await };
         taken.push(tokio_util::task::TaskTracker::new().spawn(write));
         // Each is to be an entry of its own, so that no more are taken.
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let soon = tokio::time::Instant::now() + Duration::from_millis(100);
-    let queued = tokio::join!(leader.propose_by(put("soon", "1"), soon), leader.propose_by(put("late", "1"), late));
+    let queued = tokio::join!(
+        support::propose_by(&leader, put("soon", "1"), soon),
+        support::propose_by(&leader, put("late", "1"), late)
+    );
     println!("{queued:?}");
     assert!(matches!(queued.0, Err(ProposeError::TimedOut { proposed: false } | ProposeError::NoQuorum)), "{queued:?}");
     assert_eq!(queued.1, Err(ProposeError::NoQuorum));

@@ -29,7 +29,7 @@ async fn a_write_whose_entry_was_truncated_has_an_unknown_outcome() {
     let lost = {
         let old = Arc::clone(&old);
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        let write = async move { old.propose_by(put_tagged(Some(tag), "lost", "1"), deadline).await };
+        let write = async move { support::propose_by(&old, put_tagged(Some(tag), "lost", "1"), deadline).await };
         tokio_util::task::TaskTracker::new().spawn(write)
     };
     eventually("the entry is in its log", || (old.status().last > last).then_some(())).await;

@@ -172,7 +172,7 @@ impl<'a> Serve for StreamCalls<'a> {
     type Proposed = Write;
     type Running = Running<'a>;
 
-    fn begin(&self, request: Call, number: usize) -> Begun<Write, Self::Running> {
+    fn begin(&self, request: Call, number: usize) -> ControlFlow<Served, Begun<Write, Self::Running>> {
         self.server.begin(request, GrpcTimeout::Absent, (&self.answers, number))
     }
 

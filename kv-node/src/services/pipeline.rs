@@ -115,6 +115,9 @@ impl<H: Unpin> Stream for Unread<H> {
     }
 }
 
+/// A call that was begun: what it came to, or what it waits for.
+pub type Beginning<S> = ControlFlow<Served<<S as Serve>::Held>, Begun<<S as Serve>::Proposed, <S as Serve>::Running>>;
+
 /// How the calls of one stream are served.
 pub trait Serve {
     /// What a call holds until its reply is sent.
@@ -125,7 +128,7 @@ pub trait Serve {
     type Running: Future<Output = Served<Self::Held>>;
 
     /// Begins a call; if it waits for an answer, that comes under this number, once.
-    fn begin(&self, request: Request, number: usize) -> Begun<Self::Proposed, Self::Running>;
+    fn begin(&self, request: Request, number: usize) -> Beginning<Self>;
 
     /// Answers that are there, by their numbers.
     fn poll_answers(&mut self, context: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>>;
@@ -145,13 +148,29 @@ pub async fn run<S: Serve>(
     let mut inbound = std::pin::pin!(inbound);
     // Most writes wait in here: a future for each would cost more than all else that is done for it.
     let mut proposed = Slab::new();
+    let mut answers = VecDeque::new();
     let mut running = FuturesUnordered::new();
     let mut running_bytes = 0_u64;
     let mut ready = Ready { replies: VecDeque::new(), bytes: 0 };
     let mut open = true;
     loop {
-        // Everything that is done by now goes into one message. Beyond the bound calls stand still, so that those in
-        // flight do not all read their values for a client that takes none.
+        // Everything that is done by now goes into one message. Beyond the bound calls stand still and answers wait, so that
+        // those in flight do not all read their values for a client that takes none.
+        if answers.is_empty() {
+            answers.extend(poll_fn(|context| serve.poll_answers(context)).now_or_never().into_iter().flatten());
+        }
+        while ready.bytes < UNSENT_BYTES
+            && let Some((number, answer)) = answers.pop_front()
+        {
+            let (id, bytes, call) = proposed.remove(number);
+            match serve.answered(call, answer) {
+                ControlFlow::Continue(call) => running.push(to_reply(id, bytes, call)),
+                ControlFlow::Break(served) => {
+                    running_bytes -= bytes;
+                    ready.push(reply(id, served));
+                }
+            }
+        }
         while ready.bytes < UNSENT_BYTES
             && let Some(Some((reply, bytes))) = running.next().now_or_never()
         {
@@ -165,6 +184,9 @@ pub async fn run<S: Serve>(
                 Err(TrySendError::Closed(())) => return,
             }
         }
+        if !answers.is_empty() && ready.bytes < UNSENT_BYTES {
+            continue;
+        }
         if !open && running.is_empty() && proposed.is_empty() && ready.replies.is_empty() {
             return;
         }
@@ -177,18 +199,7 @@ pub async fn run<S: Serve>(
                 running_bytes -= bytes;
                 ready.push(reply);
             }
-            some = poll_fn(|context| serve.poll_answers(context)), if ready.bytes < UNSENT_BYTES => {
-                for (number, answer) in some {
-                    let (id, bytes, call) = proposed.remove(number);
-                    match serve.answered(call, answer) {
-                        ControlFlow::Break(served) => {
-                            running_bytes -= bytes;
-                            ready.push(reply(id, served));
-                        }
-                        ControlFlow::Continue(call) => running.push(to_reply(id, bytes, call)),
-                    }
-                }
-            }
+            some = poll_fn(|context| serve.poll_answers(context)), if answers.is_empty() => answers.extend(some),
             message = inbound.next(), if open && room => match message {
                 Some(Ok(message)) => {
                     for (position, PipelineCall { id, request }) in message.calls.into_iter().enumerate() {
@@ -198,8 +209,16 @@ pub async fn run<S: Serve>(
                                 running_bytes += bytes;
                                 let place = proposed.vacant_entry();
                                 match serve.begin(request, place.key()) {
-                                    Begun::Proposed(call) => _ = place.insert((id, bytes, call)),
-                                    Begun::Runs(call) => running.push(to_reply(id, bytes, call)),
+                                    ControlFlow::Continue(Begun::Proposed(call)) => {
+                                        place.insert((id, bytes, call));
+                                    }
+                                    ControlFlow::Continue(Begun::Runs(call)) => {
+                                        running.push(to_reply(id, bytes, call));
+                                    }
+                                    ControlFlow::Break(served) => {
+                                        running_bytes -= bytes;
+                                        ready.push(reply(id, served));
+                                    }
                                 }
                             }
                             request => ready.push(reply(id, Err(refused(request.is_some())))),

@@ -96,24 +96,75 @@ impl Caller {
     }
 }
 
-/// Only with the task that had it at hand: the command may have been proposed.
+/// With whoever had it at hand, who may have proposed the command.
 impl Drop for Caller {
     fn drop(&mut self) {
         self.post(Err(ProposeError::OutcomeUnknown));
     }
 }
 
+/// The callers of one entry.
+pub(super) struct Callers {
+    /// None for those that were answered before the entry was.
+    callers: Vec<Option<Caller>>,
+    /// No deadline of those that wait is earlier.
+    first_deadline: Option<Instant>,
+}
+
+impl Callers {
+    pub(super) fn new(callers: Vec<Caller>) -> Self {
+        let first_deadline = callers.iter().filter_map(|caller| caller.deadline).min();
+        Self { callers: callers.into_iter().map(Some).collect(), first_deadline }
+    }
+
+    pub(super) fn first_deadline(&self) -> Option<Instant> {
+        self.first_deadline
+    }
+
+    /// Answers those whose time is up: their commands are proposed.
+    pub(super) fn fail_late(&mut self, now: Instant) {
+        if self.first_deadline.is_none_or(|first| now < first) {
+            return;
+        }
+        for caller in &mut self.callers {
+            if let Some(late) = caller.take_if(|caller| caller.is_late(now)) {
+                late.answer(Err(ProposeError::TimedOut { proposed: true }));
+            }
+        }
+        self.first_deadline = self.callers.iter().flatten().filter_map(|caller| caller.deadline).min();
+    }
+
+    pub(super) fn answer(self, replies: Result<Vec<Reply>, ProposeError>) {
+        match replies {
+            Ok(replies) => {
+                for (caller, reply) in self.callers.into_iter().zip(replies) {
+                    if let Some(caller) = caller {
+                        caller.answer(Ok(reply));
+                    }
+                }
+            }
+            Err(error) => self.callers.into_iter().flatten().for_each(|caller| caller.answer(Err(error.clone()))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::FutureExt as _;
 
     use super::*;
+
+    fn some(answers: &mut Answers) -> Vec<(usize, Answer)> {
+        poll_fn(|context| answers.poll_some(context)).now_or_never().unwrap_or_default()
+    }
 
     #[tokio::test]
     async fn answers_that_are_there_are_taken_together_each_once() {
         let mut answers = Answers::default();
         let callers = [7, 3, 5].map(|number| answers.caller(number, None));
-        assert!(poll_fn(|context| answers.poll_some(context)).now_or_never().is_none());
+        assert_eq!(some(&mut answers), []);
         let [seven, three, five] = callers;
         let take = tokio_util::task::TaskTracker::new().spawn(async move {
             let some = poll_fn(|context| answers.poll_some(context)).await;
@@ -122,12 +173,11 @@ mod tests {
         tokio::task::yield_now().await;
         seven.answer(Ok(Reply::SessionStale));
         five.answer(Err(ProposeError::NoQuorum));
-        let (mut answers, some) = take.await.unwrap();
-        assert_eq!(some, [(7, Ok(Reply::SessionStale)), (5, Err(ProposeError::NoQuorum))]);
+        let (mut answers, taken) = take.await.unwrap();
+        assert_eq!(taken, [(7, Ok(Reply::SessionStale)), (5, Err(ProposeError::NoQuorum))]);
         drop(three);
-        let rest = poll_fn(|context| answers.poll_some(context)).now_or_never();
-        assert_eq!(rest, Some(vec![(3, Err(ProposeError::OutcomeUnknown))]), "whoever had it is gone");
-        assert!(poll_fn(|context| answers.poll_some(context)).now_or_never().is_none());
+        assert_eq!(some(&mut answers), [(3, Err(ProposeError::OutcomeUnknown))], "whoever had it is gone");
+        assert_eq!(some(&mut answers), []);
     }
 
     #[test]
@@ -137,5 +187,16 @@ mod tests {
         assert!(!caller.has_gone());
         drop(answers);
         assert!(caller.has_gone());
+    }
+
+    #[test]
+    fn whose_time_is_up_while_its_entry_is_proposed_is_answered_at_once_and_the_others_later() {
+        let (mut answers, now) = (Answers::default(), Instant::now());
+        let late = answers.caller(1, Some(now));
+        let mut callers = Callers::new(vec![late, answers.caller(2, Some(now + Duration::from_secs(1)))]);
+        callers.fail_late(now);
+        assert_eq!(some(&mut answers), [(1, Err(ProposeError::TimedOut { proposed: true }))]);
+        callers.answer(Ok(vec![Reply::SessionStale, Reply::SessionsFull]));
+        assert_eq!(some(&mut answers), [(2, Ok(Reply::SessionsFull))], "each has the reply of its own command");
     }
 }

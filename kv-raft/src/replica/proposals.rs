@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use kv_proto::limits::BATCH_BYTES_MAX;
@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant as Deadline;
 
-use super::answers::{Answer, Answers, Caller};
+use super::answers::{Answer, Answers, Caller, Callers};
 use super::company::Company;
 use super::{ProposeError, ReadError, Replica};
 use crate::command::{CommandBatch, EncodedCommand, Reply};
@@ -58,6 +58,9 @@ const QUEUE_COMMANDS: usize = 65_536;
 /// The same in bytes.
 const QUEUE_BYTES: usize = 64 << 20;
 
+/// Looking at all that wait takes time, and they cannot be joined meanwhile: not for each whose time is up.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 const _: () = assert!(QUEUE_BYTES > 2 * BATCH_BYTES_MAX);
 
 struct Waiting {
@@ -74,8 +77,9 @@ struct Queue {
     in_flight: usize,
     /// Bytes of their entries.
     in_flight_bytes: usize,
-    /// No deadline of those that wait is earlier; None if none of them has any.
-    first_deadline: Option<Deadline>,
+    /// When somebody looks next whose time is up: no deadline of those that wait is earlier, but for [`LOOK_EVERY`]. None if
+    /// none of them has any.
+    next_look: Option<Deadline>,
     /// The entries in flight wait for a majority that does not answer.
     silent: bool,
 }
@@ -97,9 +101,9 @@ impl Queue {
     /// Tells whether its deadline is the first of all.
     fn push(&mut self, waiting: Waiting) -> bool {
         let deadline = waiting.caller.deadline;
-        let is_first = deadline.is_some_and(|deadline| self.first_deadline.is_none_or(|first| deadline < first));
+        let is_first = deadline.is_some_and(|deadline| self.next_look.is_none_or(|at| deadline < at));
         if is_first {
-            self.first_deadline = deadline;
+            self.next_look = deadline;
         }
         self.bytes += waiting.command.bytes();
         self.waiting.push_back(waiting);
@@ -110,19 +114,20 @@ impl Queue {
         let waiting = self.waiting.pop_front()?;
         self.bytes -= waiting.command.bytes();
         if self.waiting.is_empty() {
-            self.first_deadline = None;
+            self.next_look = None;
         }
         Some(waiting)
     }
 
     /// Takes those out whose time is up.
     fn take_late(&mut self, now: Deadline) -> VecDeque<Waiting> {
-        if self.first_deadline.is_none_or(|first| now < first) {
+        if self.next_look.is_none_or(|at| now < at) {
             return VecDeque::new();
         }
         let (late, waiting): (VecDeque<_>, _) = self.waiting.drain(..).partition(|waiting| waiting.caller.is_late(now));
         self.bytes -= late.iter().map(|waiting| waiting.command.bytes()).sum::<usize>();
-        self.first_deadline = waiting.iter().filter_map(|waiting| waiting.caller.deadline).min();
+        let first = waiting.iter().filter_map(|waiting| waiting.caller.deadline).min();
+        self.next_look = first.map(|first| first.max(now + LOOK_EVERY));
         self.waiting = waiting;
         late
     }
@@ -206,8 +211,8 @@ impl Proposals {
     /// Returns when the time of somebody who waits is up, or at this moment.
     async fn late_by(&self, at: Option<Deadline>) {
         loop {
-            let first = self.queue.lock().first_deadline;
-            let Some(at) = first.into_iter().chain(at).min() else {
+            let next_look = self.queue.lock().next_look;
+            let Some(at) = next_look.into_iter().chain(at).min() else {
                 self.look_earlier.notified().await;
                 continue;
             };
@@ -235,76 +240,18 @@ fn refuse(waiting: impl IntoIterator<Item = Waiting>, error: &ProposeError) {
     }
 }
 
-/// The callers of one entry.
-struct Callers {
-    /// None for those that were answered before the entry was.
-    callers: Vec<Option<Caller>>,
-    /// No deadline of those that wait is earlier.
-    first_deadline: Option<Deadline>,
-}
-
-impl Callers {
-    fn new(callers: Vec<Caller>) -> Self {
-        let first_deadline = callers.iter().filter_map(|caller| caller.deadline).min();
-        Self { callers: callers.into_iter().map(Some).collect(), first_deadline }
-    }
-
-    /// Answers those whose time is up: their commands are proposed.
-    fn fail_late(&mut self, now: Deadline) {
-        if self.first_deadline.is_none_or(|first| now < first) {
-            return;
-        }
-        for caller in &mut self.callers {
-            if let Some(late) = caller.take_if(|caller| caller.is_late(now)) {
-                late.answer(Err(ProposeError::TimedOut { proposed: true }));
-            }
-        }
-        self.first_deadline = self.callers.iter().flatten().filter_map(|caller| caller.deadline).min();
-    }
-
-    fn answer(self, replies: Result<Vec<Reply>, ProposeError>) {
-        match replies {
-            Ok(replies) => {
-                for (caller, reply) in self.callers.into_iter().zip(replies) {
-                    if let Some(caller) = caller {
-                        caller.answer(Ok(reply));
-                    }
-                }
-            }
-            Err(error) => self.callers.into_iter().flatten().for_each(|caller| caller.answer(Err(error.clone()))),
-        }
-    }
-}
-
 impl Replica {
     /// Proposes a command and waits for its reply. Dropping the future gives the reply up; the command may still
     /// apply.
     pub async fn propose(&self, command: EncodedCommand) -> Answer {
         let answers = Answers::default();
-        self.enqueue(command, None, &answers, 0)?;
-        answers.only().await
-    }
-
-    /// The same, until a deadline; then [`ProposeError::TimedOut`] tells whether the command may still apply.
-    pub async fn propose_by(&self, command: EncodedCommand, deadline: Deadline) -> Answer {
-        let answers = Answers::default();
-        self.enqueue(command, Some(deadline), &answers, 0)?;
+        self.propose_into(command, None, &answers, 0)?;
         answers.only().await
     }
 
     /// The same for a task that proposes many: the command is proposed when this returns, and its answer comes under this
-    /// number. None comes after an error.
+    /// number; none comes after an error. After the deadline [`ProposeError::TimedOut`] tells whether it may still apply.
     pub fn propose_into(
-        &self,
-        command: EncodedCommand,
-        deadline: Deadline,
-        answers: &Answers,
-        number: usize,
-    ) -> Result<(), ProposeError> {
-        self.enqueue(command, Some(deadline), answers, number)
-    }
-
-    fn enqueue(
         &self,
         command: EncodedCommand,
         deadline: Option<Deadline>,
@@ -372,7 +319,11 @@ impl Replica {
             if another {
                 self.tasks.spawn(Arc::clone(&self).proposer());
             }
-            let Some((taken, bytes)) = next else { return };
+            let Some((taken, bytes)) = next else {
+                // What it was told of whose time is up first, the other task is to know.
+                self.proposals.look_earlier.notify_one();
+                return;
+            };
             let count = taken.len();
             let mut commands = Vec::with_capacity(count);
             let mut callers = Vec::with_capacity(count);
@@ -409,7 +360,7 @@ impl Replica {
                     self.proposals.set_silent(false);
                     return result;
                 }
-                () = self.proposals.late_by(callers.first_deadline) => {
+                () = self.proposals.late_by(callers.first_deadline()) => {
                     let now = Deadline::now();
                     self.proposals.fail_late(now);
                     callers.fail_late(now);
@@ -498,11 +449,6 @@ pub(super) fn not_confirmed(error: ReadError) -> ProposeError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use futures::FutureExt as _;
-    use futures::future::poll_fn;
-
     use super::*;
     use crate::command::{Command, Operation};
 
@@ -511,10 +457,6 @@ mod tests {
         let operations = vec![Operation::Put { key: b"k", value: &value }];
         let command = EncodedCommand::new(&Command { session: None, conditions: Vec::new(), operations });
         Waiting { command, caller, since: Instant::now() }
-    }
-
-    fn some(answers: &mut Answers) -> Vec<(usize, Answer)> {
-        poll_fn(|context| answers.poll_some(context)).now_or_never().unwrap_or_default()
     }
 
     #[test]
@@ -569,20 +511,11 @@ mod tests {
         let firsts = [2, 1, 3].map(|seconds| queue.push(waiting(10, answers.caller(0, Some(at(seconds))))));
         assert_eq!(firsts, [true, true, false]);
         assert!(queue.take_late(at(0)).is_empty());
-        assert_eq!((queue.take_late(at(2)).len(), queue.first_deadline), (2, Some(at(3))));
+        assert_eq!((queue.take_late(at(2)).len(), queue.next_look), (2, Some(at(3))));
+        queue.push(waiting(10, answers.caller(0, Some(at(3) + LOOK_EVERY / 2))));
+        assert_eq!((queue.take_late(at(3)).len(), queue.next_look), (1, Some(at(3) + LOOK_EVERY)), "not at once again");
         assert_eq!(queue.take().0.len(), 1);
-        assert_eq!((queue.bytes, queue.first_deadline), (0, None));
-    }
-
-    #[test]
-    fn whose_time_is_up_while_its_entry_is_proposed_is_answered_at_once_and_the_others_later() {
-        let (mut answers, now) = (Answers::default(), Deadline::now());
-        let late = answers.caller(1, Some(now));
-        let mut callers = Callers::new(vec![late, answers.caller(2, Some(now + Duration::from_secs(1)))]);
-        callers.fail_late(now);
-        assert_eq!(some(&mut answers), [(1, Err(ProposeError::TimedOut { proposed: true }))]);
-        callers.answer(Ok(vec![Reply::SessionStale, Reply::SessionsFull]));
-        assert_eq!(some(&mut answers), [(2, Ok(Reply::SessionsFull))], "each has the reply of its own command");
+        assert_eq!((queue.bytes, queue.next_look), (0, None));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kv_raft::command::{Command, EncodedCommand, Operation, Reply, SessionTag};
 use kv_raft::data_engine::{DataEngine, DataOptions};
 use kv_raft::log_store::{LogEngine, LogMetrics, LogOptions};
 use kv_raft::metrics::RaftMetrics;
-use kv_raft::replica::{ContextParts, ProposeError, RaftContext, ReadMode, Replica, ReplicaSpec};
+use kv_raft::replica::{Answer, Answers, ContextParts, ProposeError, RaftContext, ReadMode, Replica, ReplicaSpec};
 use kv_raft::timing::Timing;
 use kv_raft::transport::{Directory, Registry, Transport, TransportConfig};
 use parking_lot::RwLock;
@@ -331,6 +331,13 @@ pub fn put_tagged(session: Option<SessionTag>, key: &str, value: &str) -> Encode
 
 pub fn put(key: &str, value: &str) -> EncodedCommand {
     put_tagged(None, key, value)
+}
+
+/// Proposes a command until a deadline.
+pub async fn propose_by(replica: &Replica, command: EncodedCommand, deadline: tokio::time::Instant) -> Answer {
+    let answers = Answers::default();
+    replica.propose_into(command, Some(deadline), &answers, 0)?;
+    answers.only().await
 }
 
 /// Never sleeps.

@@ -3,6 +3,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv_proto::pb::v1::{GetRequest, GetResponse};
 use kv_raft::replica::ProposeError;
 use prometheus_client::registry::Registry;
@@ -37,8 +38,8 @@ where
     type Proposed = Infallible;
     type Running = R;
 
-    fn begin(&self, request: Request, _: usize) -> Begun<Infallible, R> {
-        Begun::Runs((self.0)(request))
+    fn begin(&self, request: Request, _: usize) -> ControlFlow<Served<H>, Begun<Infallible, R>> {
+        ControlFlow::Continue(Begun::Runs((self.0)(request)))
     }
 
     fn poll_answers(&mut self, _: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>> {
@@ -54,6 +55,8 @@ where
 struct Answered {
     answers: mpsc::Receiver<Vec<(usize, Answer)>>,
     begun: Rc<RefCell<Vec<usize>>>,
+    /// In each response.
+    value: Bytes,
 }
 
 impl Serve for Answered {
@@ -61,9 +64,9 @@ impl Serve for Answered {
     type Proposed = usize;
     type Running = std::future::Ready<Served<()>>;
 
-    fn begin(&self, _: Request, number: usize) -> Begun<usize, Self::Running> {
+    fn begin(&self, _: Request, number: usize) -> ControlFlow<Served<()>, Begun<usize, Self::Running>> {
         self.begun.borrow_mut().push(number);
-        Begun::Proposed(number)
+        ControlFlow::Continue(Begun::Proposed(number))
     }
 
     fn poll_answers(&mut self, context: &mut Context<'_>) -> Poll<Vec<(usize, Answer)>> {
@@ -75,7 +78,9 @@ impl Serve for Answered {
 
     fn answered(&self, number: usize, answer: Answer) -> ControlFlow<Served<()>, Self::Running> {
         assert_eq!(answer, Err(ProposeError::NoQuorum));
-        let served = Ok((Response::Get(GetResponse::default()), ()));
+        let value = self.value.clone();
+        let entry = Some(kv_proto::pb::v1::KeyValue { key: "k".into(), value, commit_timestamp: 1 });
+        let served = Ok((Response::Get(GetResponse { header: None, entry }), ()));
         if number.is_multiple_of(2) {
             ControlFlow::Continue(std::future::ready(served))
         } else {
@@ -306,7 +311,7 @@ async fn calls_that_wait_for_answers_are_answered_as_those_come_and_their_places
     let (calls, inbound) = mpsc::channel(8);
     let inbound = tokio_stream::wrappers::ReceiverStream::new(inbound);
     let metrics = metrics();
-    let serve = Answered { answers, begun: begun.clone() };
+    let serve = Answered { answers, begun: begun.clone(), value: "v".into() };
     let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
     let look = async {
         calls.send(message((11..=15).map(get))).await.unwrap();
@@ -327,4 +332,25 @@ async fn calls_that_wait_for_answers_are_answered_as_those_come_and_their_places
         answer.send([1, 2, 4, again].map(no).into()).await.unwrap();
     };
     within(futures::future::join(run, look)).await;
+}
+
+#[tokio::test]
+async fn answers_beyond_what_may_be_unsent_wait_until_the_others_are_sent() {
+    // The transport takes all at once.
+    let (sender, mut receiver) = mpsc::channel(16);
+    let (answer, answers) = mpsc::channel(1);
+    let serve = Answered { answers, begun: Rc::default(), value: vec![0; 1 << 20].into() };
+    let calls = 3 * UNSENT_BYTES / (1 << 20);
+    let inbound = futures::stream::iter([message((1..).take(calls).map(get))]);
+    let metrics = metrics();
+    let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
+    answer.send((0..calls).map(|number| (number, Err(ProposeError::NoQuorum))).collect()).await.unwrap();
+    let look = async {
+        let mut answered = 0;
+        while let Some(message) = receiver.recv().await {
+            answered += ids(&message).len();
+        }
+        answered
+    };
+    assert_eq!(within(futures::future::join(run, look)).await.1, calls);
 }
