@@ -339,13 +339,15 @@ async fn answers_beyond_what_may_be_unsent_wait_until_the_others_are_sent() {
     // The transport takes all at once.
     let (sender, mut receiver) = mpsc::channel(16);
     let (answer, answers) = mpsc::channel(1);
-    let serve = Answered { answers, begun: Rc::default(), value: vec![0; 1 << 20].into() };
+    let begun = Rc::new(RefCell::new(Vec::new()));
+    let serve = Answered { answers, begun: begun.clone(), value: vec![0; 1 << 20].into() };
     let calls = 3 * UNSENT_BYTES / (1 << 20);
     let inbound = futures::stream::iter([message((1..).take(calls).map(get))]);
     let metrics = metrics();
     let run = run(inbound, sender, serve, LIMITS, (&metrics, CancellationToken::new()));
-    answer.send((0..calls).map(|number| (number, Err(ProposeError::NoQuorum))).collect()).await.unwrap();
     let look = async {
+        goes_on_reading(&begun, calls).await;
+        answer.send((0..calls).map(|number| (number, Err(ProposeError::NoQuorum))).collect()).await.unwrap();
         let mut answered = 0;
         while let Some(message) = receiver.recv().await {
             answered += ids(&message).len();
