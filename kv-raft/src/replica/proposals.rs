@@ -2,9 +2,9 @@
 //!
 //! Invariants: whatever waits when an entry is done goes into the next, which lingers only for the company of those just
 //! answered. A second entry is proposed beside one in flight only if that one is large. Every command taken from the
-//! queue is answered exactly once; one whose caller has gone, or whose time is up, before it was taken is never proposed,
-//! so a caller whose time runs out knows whether it may still apply. While anything waits a task proposes, and it fails
-//! those whose time is up, with one timer for all. While entries get no answer from a majority, what waits behind them is
+//! queue is answered exactly once; one whose caller has gone, or was told that its time is up, before it was taken is never
+//! proposed, so a caller whose time runs out knows whether it may still apply. While anything waits a task proposes, and it
+//! fails those whose time is up, with one timer for all. While entries get no answer from a majority, what waits behind them is
 //! refused, not held.
 //!
 //! Whether a proposal can still apply, by openraft's own account (0.10.0-alpha.37): `ClientWriteError::ForwardToLeader`
