@@ -2,41 +2,25 @@
 //!
 //! Not here: what fails, and what follows from it (log_store, data_engine, replica).
 
-use std::sync::OnceLock;
-
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
 
 /// Empty until the first failure. Looking at it costs next to nothing: every write does.
 #[derive(Debug, Default)]
-pub(crate) struct Failure {
-    first: OnceLock<String>,
-    told: Notify,
-}
+pub(crate) struct Failure(SetOnce<String>);
 
 impl Failure {
     /// True if this is the first.
     pub(crate) fn set(&self, reason: &str) -> bool {
-        let is_first = self.first.set(reason.to_owned()).is_ok();
-        if is_first {
-            self.told.notify_waiters();
-        }
-        is_first
+        self.0.set(reason.to_owned()).is_ok()
     }
 
     pub(crate) fn reason(&self) -> Option<String> {
-        self.first.get().cloned()
+        self.0.get().cloned()
     }
 
     /// Completes with the reason of the first failure.
     pub(crate) async fn wait(&self) -> String {
-        loop {
-            // Listens before it looks, or it would miss what fails in between.
-            let told = self.told.notified();
-            if let Some(reason) = self.reason() {
-                return reason;
-            }
-            told.await;
-        }
+        self.0.wait().await.clone()
     }
 }
 
