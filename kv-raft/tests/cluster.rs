@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kv_proto::ids::{NodeId, ReplicaId};
 use kv_raft::command::Reply;
-use kv_raft::replica::{MembershipError, ProposeError, ReadError, ReadMode, Replica};
+use kv_raft::replica::{MembershipError, ProposeError, ReadError, ReadMode};
 use kv_raft::timing::Timing;
 use support::{Cluster, PATIENCE, SHARD, awake, eventually, put};
 
@@ -352,20 +352,9 @@ async fn a_leader_that_slept_long_is_not_said_to_lack_its_quorum_when_it_wakes()
     cluster.stop_all().await;
 }
 
-/// A leader whose followers went at once; its lease lasts on. And who they were.
-async fn leader_alone() -> (Cluster, Arc<Replica>, Vec<NodeId>) {
-    let mut cluster = Cluster::start(3, awake()).await;
-    cluster.put("a", "1").await;
-    let leader = cluster.leader().await;
-    let others: Vec<_> = [1, 2, 3].map(NodeId).into_iter().filter(|node| node.0 != leader.replica().0).collect();
-    let [one, two] = [others[0], others[1]].map(|node| cluster.nodes.remove(&node).expect("it runs"));
-    tokio::join!(one.end(), two.end());
-    (cluster, leader, others)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whose_time_is_up_learns_whether_its_command_may_still_apply() {
-    let (mut cluster, leader, others) = leader_alone().await;
+    let (mut cluster, leader, others) = support::leader_alone().await;
     let begun = tokio::time::Instant::now();
     let within = |millis| begun + Duration::from_millis(millis);
     let taken = support::propose_by(&leader, put("taken", "1"), within(300));
@@ -390,7 +379,7 @@ async fn whose_time_is_up_learns_whether_its_command_may_still_apply() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_behind_entries_that_no_majority_answers_is_refused_and_comes_through_later() {
-    let (mut cluster, leader, others) = leader_alone().await;
+    let (mut cluster, leader, others) = support::leader_alone().await;
     // Writes follow before the lease ends: they are in the log, and wait.
     let late = tokio::time::Instant::now() + PATIENCE;
     let mut taken = Vec::new();

@@ -333,6 +333,17 @@ pub fn put(key: &str, value: &str) -> EncodedCommand {
     put_tagged(None, key, value)
 }
 
+/// A leader whose followers went at once; its lease lasts on. And who they were.
+pub async fn leader_alone() -> (Cluster, Arc<Replica>, Vec<NodeId>) {
+    let mut cluster = Cluster::start(3, awake()).await;
+    cluster.put("a", "1").await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = [1, 2, 3].map(NodeId).into_iter().filter(|node| node.0 != leader.replica().0).collect();
+    let [one, two] = [others[0], others[1]].map(|node| cluster.nodes.remove(&node).expect("it runs"));
+    tokio::join!(one.end(), two.end());
+    (cluster, leader, others)
+}
+
 /// Proposes a command until a deadline.
 pub async fn propose_by(replica: &Replica, command: EncodedCommand, deadline: tokio::time::Instant) -> Answer {
     let answers = Answers::default();
