@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::NodeId;
-use kv_proto::keys;
 use kv_proto::pb::v1 as pb;
 use tokio::time::{Instant, sleep_until};
 
@@ -27,12 +26,12 @@ use crate::scope::Scope;
 use crate::session::Write;
 
 /// What a request is about.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) enum Target<'a> {
     /// A user's key.
     Key(&'a Bytes),
-    /// Users' keys that must lie in one shard; not empty.
-    Keys(&'a [Bytes]),
+    /// Users' keys that must lie in one shard, by their positions; at least one.
+    Keys(&'a (dyn Fn(usize) -> Option<&'a Bytes> + Send + Sync)),
     /// An encoded key.
     Position(&'a Bytes),
 }
@@ -265,16 +264,14 @@ fn locate(routes: &Routes, target: Target<'_>) -> Result<Option<Arc<ShardRoute>>
     match target {
         Target::Key(key) => Ok(routes.shard_of(key).cloned()),
         Target::Position(encoded) => Ok(routes.at(encoded).cloned()),
-        Target::Keys(keys) => {
-            let Some(first) = keys.first().and_then(|key| routes.shard_of(key)) else { return Ok(None) };
-            for key in keys {
-                let encoded = keys::encode(routes.keyspace(), routes.layout(), key);
-                if first.range().contains(&encoded) {
-                    continue;
+        Target::Keys(key) => {
+            let Some(first) = key(0).and_then(|key| routes.shard_of(key)) else { return Ok(None) };
+            for key in (1..).map_while(key) {
+                let Some(second) = routes.shard_of(key) else { return Ok(None) };
+                if second.shard() != first.shard() {
+                    let error = ServiceError::CrossShard { first: first.shard(), second: second.shard() };
+                    return Err(Miss::CrossShard(error));
                 }
-                let Some(second) = routes.at(&encoded) else { return Ok(None) };
-                let error = ServiceError::CrossShard { first: first.shard(), second: second.shard() };
-                return Err(Miss::CrossShard(error));
             }
             Ok(Some(first.clone()))
         }

@@ -109,6 +109,8 @@ pub struct Routes {
     keyspace: KeyspaceId,
     layout: Layout,
     shards: Vec<Arc<ShardRoute>>,
+    /// There is one shard, and it holds every key.
+    is_whole: bool,
 }
 
 /// What a hint did to the routes.
@@ -121,6 +123,11 @@ pub(crate) enum Merged {
 }
 
 impl Routes {
+    fn new(cluster_id: Arc<str>, keyspace: KeyspaceId, layout: Layout, shards: Vec<Arc<ShardRoute>>) -> Self {
+        let is_whole = matches!(shards.as_slice(), [only] if only.range.covers(&keys::keyspace_range(keyspace)));
+        Self { cluster_id, keyspace, layout, shards, is_whole }
+    }
+
     /// The cluster they are of.
     #[must_use]
     pub fn cluster_id(&self) -> &str {
@@ -148,6 +155,9 @@ impl Routes {
     /// The shard of a user's key.
     #[must_use]
     pub fn shard_of(&self, key: &[u8]) -> Option<&Arc<ShardRoute>> {
+        if self.is_whole {
+            return self.shards.first();
+        }
         self.at(&keys::encode(self.keyspace, self.layout, key))
     }
 
@@ -176,7 +186,7 @@ impl Routes {
         }
         let layout = if answer.hashed { Layout::Hash } else { Layout::Range };
         let cluster_id = Arc::from(answer.cluster_id.as_str());
-        Ok(Self { cluster_id, keyspace: KeyspaceId(answer.keyspace_id), layout, shards })
+        Ok(Self::new(cluster_id, KeyspaceId(answer.keyspace_id), layout, shards))
     }
 
     /// The routes told, but for those of which this knows a newer epoch, and whatever overlaps those. Where that leaves
@@ -233,7 +243,7 @@ impl Routes {
         let mut shards: Vec<_> = self.shards.iter().filter(keep).cloned().collect();
         let position = shards.partition_point(|route| route.range.start() < told.range.start());
         shards.insert(position, told);
-        Some(Self { shards, ..self.clone() })
+        Some(Self::new(self.cluster_id.clone(), self.keyspace, self.layout, shards))
     }
 
     /// Every address in them.
@@ -282,6 +292,19 @@ mod tests {
         let routes = routes(vec![told(2, 1, "m", "t", 0), told(1, 1, "a", "m", 0)]);
         let at = |key: &str| routes.at(key.as_bytes()).map(|route| route.shard.0);
         assert_eq!([at("a"), at("lz"), at("m"), at("t"), at("A")], [Some(1), Some(1), Some(2), None, None]);
+    }
+
+    #[test]
+    fn a_lone_shard_holds_the_keys_of_its_range_and_no_others() {
+        let of = |routes: &Routes, key: &str| routes.shard_of(key.as_bytes()).map(|route| route.shard.0);
+        let all = routes(vec![told(1, 1, "\0\0\0\x09", "\0\0\0\x0a", 0)]);
+        assert_eq!(["", "a", "z"].map(|key| of(&all, key)), [Some(1); 3]);
+        let half = pb::RouteHint { shard: None, current: vec![told(1, 2, "\0\0\0\x09", "\0\0\0\x09m", 0)] };
+        let Merged::Changed(half) = all.merge(&half) else { panic!("the range changed") };
+        assert_eq!(["", "a", "z"].map(|key| of(&half, key)), [Some(1), Some(1), None]);
+        let other = pb::RouteHint { shard: None, current: vec![told(7, 2, "\0\0\0\x09m", "\0\0\0\x0a", 0)] };
+        let Merged::Changed(both) = half.merge(&other) else { panic!("a shard came") };
+        assert_eq!(["", "a", "z"].map(|key| of(&both, key)), [Some(1), Some(1), Some(7)]);
     }
 
     #[test]

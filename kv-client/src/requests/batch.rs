@@ -147,15 +147,17 @@ impl Batch {
 
 super::request!(Batch -> BatchResult);
 
+static NO_KEY: Bytes = Bytes::new();
+
 fn put(key: Bytes, value: Bytes) -> pb::WriteOperation {
     pb::WriteOperation { operation: Some(Write::Put(pb::PutOperation { key, value })) }
 }
 
-fn key_of(operation: &pb::WriteOperation) -> Bytes {
+fn key_of(operation: &pb::WriteOperation) -> &Bytes {
     match &operation.operation {
-        Some(Write::Put(put)) => put.key.clone(),
-        Some(Write::Delete(delete)) => delete.key.clone(),
-        None => Bytes::new(),
+        Some(Write::Put(put)) => &put.key,
+        Some(Write::Delete(delete)) => &delete.key,
+        None => &NO_KEY,
     }
 }
 
@@ -173,16 +175,18 @@ async fn write(
     operations: &[pb::WriteOperation],
     deadline: Deadline,
 ) -> Result<BatchResult> {
-    let keys: Vec<Bytes> =
-        conditions.iter().map(|condition| condition.key.clone()).chain(operations.iter().map(key_of)).collect();
-    if keys.is_empty() {
+    if conditions.is_empty() && operations.is_empty() {
         return Err(Error::foreseen(ServiceError::invalid("operations", "a batch holds at least one operation")));
     }
+    let key = |position: usize| match position.checked_sub(conditions.len()) {
+        None => conditions.get(position).map(|condition| &condition.key),
+        Some(position) => operations.get(position).map(key_of),
+    };
     let message = |header| {
         let (conditions, operations) = (conditions.to_vec(), operations.to_vec());
         Request::BatchWrite(pb::BatchWriteRequest { header: Some(header), conditions, operations })
     };
-    let operation = Operation { target: Target::Keys(&keys), kind: Kind::Write, deadline, message: &message };
+    let operation = Operation { target: Target::Keys(&key), kind: Kind::Write, deadline, message: &message };
     let answer = scope.execute(operation).await?;
     let response = super::response!(answer.response, BatchWrite)?;
     Ok(if response.succeeded {
@@ -230,9 +234,7 @@ impl SpreadBatch {
         let mut done = vec![];
         while !waiting.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let shards = by_shard(&routes, std::mem::take(&mut waiting), |(_, operation)| {
-                (key_of(operation), bytes_of(operation))
-            });
+            let shards = by_shard(&routes, std::mem::take(&mut waiting), |(_, write)| (key_of(write), bytes_of(write)));
             let writes = shards.into_iter().map(|parts| write_in_order(scope, parts, deadline));
             let mut writes = stream::iter(writes).buffer_unordered(FAN_OUT_MAX);
             while let Some((written, left)) = writes.next().await {
@@ -261,16 +263,13 @@ async fn write_in_order(scope: &Scope, parts: Vec<Part>, deadline: Deadline) -> 
     let mut done = vec![];
     let mut parts = parts.into_iter();
     while let Some(part) = parts.next() {
-        let operations: Vec<_> = part.iter().map(|(_, operation)| operation.clone()).collect();
+        let (positions, operations): (Vec<_>, Vec<_>) = part.into_iter().unzip();
         match write(scope, &[], &operations, deadline).await {
             // The shard was split before the part was applied: split it as well, and what comes after it.
             Err(Error::Service { error: ServiceError::CrossShard { .. }, outcome: Outcome::NotApplied, .. }) => {
-                return (done, part.into_iter().chain(parts.flatten()).collect());
+                return (done, positions.into_iter().zip(operations).chain(parts.flatten()).collect());
             }
-            result => {
-                let operations = part.into_iter().map(|(position, _)| position).collect();
-                done.push(SpreadPart { operations, result });
-            }
+            result => done.push(SpreadPart { operations: positions, result }),
         }
     }
     (done, vec![])

@@ -57,7 +57,7 @@ impl BatchGet {
         let mut halves = Vec::new();
         while !missing.is_empty() || !halves.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let shards = by_shard(&routes, std::mem::take(&mut missing), |key| (key.clone(), key.len()));
+            let shards = by_shard(&routes, std::mem::take(&mut missing), |key| (key, key.len()));
             let groups = shards.into_iter().flatten().chain(std::mem::take(&mut halves));
             let reads = groups.map(|keys| read(scope, keys, self.consistency, deadline));
             let reads: Vec<Read> = stream::iter(reads).buffer_unordered(FAN_OUT_MAX).try_collect().await?;
@@ -95,8 +95,9 @@ async fn read(scope: &Scope, keys: Vec<Bytes>, consistency: Consistency, deadlin
     let read = consistency.to_pb();
     let message =
         |header| Request::BatchGet(pb::BatchGetRequest { header: Some(header), keys: keys.clone(), read: Some(read) });
+    let key = |position: usize| keys.get(position);
     let operation =
-        Operation { target: Target::Keys(&keys), kind: Kind::reading(consistency), deadline, message: &message };
+        Operation { target: Target::Keys(&key), kind: Kind::reading(consistency), deadline, message: &message };
     match scope.execute(operation).await {
         Ok(answer) => {
             let response = super::response!(answer.response, BatchGet)?;
