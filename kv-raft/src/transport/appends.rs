@@ -43,8 +43,8 @@ const SPARED_WAITS: Duration = Duration::from_millis(10);
 /// is faster at the moment had better commit it.
 const LONE_COMMANDS: usize = 2;
 
-/// What waits has at most so many bytes. Above it an entry costs more than its message.
-const WAITING_BYTES: usize = 8 << 10;
+/// What waits has at most so many bytes: about a lone caller's batches of a hundred rows for as long as they wait.
+const WAITING_BYTES: usize = 256 << 10;
 
 pub(super) type Request = AppendEntriesRequest<ShardRaft>;
 pub(super) type Answer = Result<AppendEntriesResponse<ShardRaft>, RPCError<ShardRaft>>;
