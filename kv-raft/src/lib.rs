@@ -18,4 +18,5 @@ pub mod timing;
 pub mod types;
 pub mod command;
 pub mod failpoint;
+mod background;
 mod failure;

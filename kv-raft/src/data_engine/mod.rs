@@ -247,16 +247,20 @@ impl DataEngine {
         let Ok(turn) = Arc::clone(&self.0.writing_out).try_acquire_owned() else { return };
         let engine = self.clone();
         drop(crate::blocking::spawn_blocking(move || {
-            while engine.0.store.unwritten().is_due() {
-                let store = &engine.0.store;
-                let written = engine.holdings().iter().try_for_each(|holding| holding.write_out_aside(store));
-                if let Err(error) = written {
-                    tracing::error!(%error, "what is applied cannot be written");
-                    break;
-                }
-            }
+            crate::background::run(|| engine.write_out_while_due());
             drop(turn);
         }));
+    }
+
+    fn write_out_while_due(&self) {
+        let store = &self.0.store;
+        while store.unwritten().is_due() {
+            let written = self.holdings().iter().try_for_each(|holding| holding.write_out_aside(store));
+            if let Err(error) = written {
+                tracing::error!(%error, "what is applied cannot be written");
+                break;
+            }
+        }
     }
 
     /// Nothing is written out in the background until this is dropped.

@@ -66,6 +66,24 @@ fn after_a_crash(engine: &DataEngine) -> (tempfile::TempDir, DataEngine) {
 }
 
 #[test]
+fn rocksdbs_threads_work_in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let _engine = open(dir.path());
+    let nice = |task: i32| uapi::sched_getattr(task, 0).unwrap().sched_nice;
+    let own = nice(0);
+    let mut found = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap();
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if name.starts_with("rocksdb:") {
+            assert!(nice(task.file_name().to_str().unwrap().parse().unwrap()) > own, "{name}");
+            found += 1;
+        }
+    }
+    assert!(found >= 2, "one for flushes and one for compactions");
+}
+
+#[test]
 fn a_folder_in_use_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let _engine = open(dir.path());
