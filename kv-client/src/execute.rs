@@ -26,12 +26,12 @@ use crate::scope::Scope;
 use crate::session::Write;
 
 /// What a request is about.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Target<'a> {
     /// A user's key.
     Key(&'a Bytes),
-    /// Users' keys that must lie in one shard, by their positions; at least one.
-    Keys(&'a (dyn Fn(usize) -> Option<&'a Bytes> + Send + Sync)),
+    /// Users' keys that must lie in one shard; not empty.
+    Keys(&'a [&'a Bytes]),
     /// An encoded key.
     Position(&'a Bytes),
 }
@@ -264,9 +264,9 @@ fn locate(routes: &Routes, target: Target<'_>) -> Result<Option<Arc<ShardRoute>>
     match target {
         Target::Key(key) => Ok(routes.shard_of(key).cloned()),
         Target::Position(encoded) => Ok(routes.at(encoded).cloned()),
-        Target::Keys(key) => {
-            let Some(first) = key(0).and_then(|key| routes.shard_of(key)) else { return Ok(None) };
-            for key in (1..).map_while(key) {
+        Target::Keys(keys) => {
+            let Some(first) = keys.first().and_then(|key| routes.shard_of(key)) else { return Ok(None) };
+            for key in keys.iter().skip(1) {
                 let Some(second) = routes.shard_of(key) else { return Ok(None) };
                 if second.shard() != first.shard() {
                     let error = ServiceError::CrossShard { first: first.shard(), second: second.shard() };

@@ -175,18 +175,16 @@ async fn write(
     operations: &[pb::WriteOperation],
     deadline: Deadline,
 ) -> Result<BatchResult> {
-    if conditions.is_empty() && operations.is_empty() {
+    let keys: Vec<&Bytes> =
+        conditions.iter().map(|condition| &condition.key).chain(operations.iter().map(key_of)).collect();
+    if keys.is_empty() {
         return Err(Error::foreseen(ServiceError::invalid("operations", "a batch holds at least one operation")));
     }
-    let key = |position: usize| match position.checked_sub(conditions.len()) {
-        None => conditions.get(position).map(|condition| &condition.key),
-        Some(position) => operations.get(position).map(key_of),
-    };
     let message = |header| {
         let (conditions, operations) = (conditions.to_vec(), operations.to_vec());
         Request::BatchWrite(pb::BatchWriteRequest { header: Some(header), conditions, operations })
     };
-    let operation = Operation { target: Target::Keys(&key), kind: Kind::Write, deadline, message: &message };
+    let operation = Operation { target: Target::Keys(&keys), kind: Kind::Write, deadline, message: &message };
     let answer = scope.execute(operation).await?;
     let response = super::response!(answer.response, BatchWrite)?;
     Ok(if response.succeeded {

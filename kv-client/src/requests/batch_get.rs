@@ -95,9 +95,9 @@ async fn read(scope: &Scope, keys: Vec<Bytes>, consistency: Consistency, deadlin
     let read = consistency.to_pb();
     let message =
         |header| Request::BatchGet(pb::BatchGetRequest { header: Some(header), keys: keys.clone(), read: Some(read) });
-    let key = |position: usize| keys.get(position);
+    let wanted: Vec<&Bytes> = keys.iter().collect();
     let operation =
-        Operation { target: Target::Keys(&key), kind: Kind::reading(consistency), deadline, message: &message };
+        Operation { target: Target::Keys(&wanted), kind: Kind::reading(consistency), deadline, message: &message };
     match scope.execute(operation).await {
         Ok(answer) => {
             let response = super::response!(answer.response, BatchGet)?;

@@ -255,7 +255,7 @@ impl DataEngine {
     fn write_out_while_due(&self) {
         let store = &self.0.store;
         while store.unwritten().is_due() {
-            let written = self.holdings().iter().try_for_each(|holding| holding.write_out_aside(store));
+            let written = self.holdings().iter().try_for_each(|holding| holding.write_out(store));
             if let Err(error) = written {
                 tracing::error!(%error, "what is applied cannot be written");
                 break;

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionPri, DBCompressionType, Options,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionPri, DBCompressionType, Env,
+    Options,
 };
 
 use super::collect::{CollectorFactory, Safepoints};
+use crate::background;
 
 /// How much the engine may use.
 #[derive(Clone, Debug)]
@@ -72,8 +74,8 @@ const OPEN_FILES_MAX: i32 = 4096;
 /// Dirty pages are written back in steps of this length, so that a sync at the end has little left to wait for.
 const BYTES_PER_SYNC: u64 = 1 << 20;
 
-/// Files are written in pieces of this length. The kernel copies a piece without letting go of the processor: one of a megabyte keeps
-/// whoever was woken there waiting for a millisecond.
+/// Files are written in pieces of this length, or of a block if that is longer. Without full preemption the kernel copies a piece without
+/// letting go of the processor: one of a megabyte keeps whoever was woken there waiting for a millisecond.
 const WRITE_BYTES: u64 = 64 << 10;
 
 /// Refill period of the rate limiter and the share of low-priority requests in it: RocksDB's defaults.
@@ -120,7 +122,7 @@ pub(crate) fn database(options: &DataOptions, create: bool) -> Options {
     // processor from whoever could go on.
     db.set_allow_concurrent_memtable_write(false);
     db.set_enable_write_thread_adaptive_yield(false);
-    db.set_max_background_jobs(i32::from(options.background_threads.max(2)));
+    db.set_max_background_jobs(background_jobs(options));
     db.set_max_open_files(OPEN_FILES_MAX);
     db.set_bytes_per_sync(BYTES_PER_SYNC);
     db.set_writable_file_max_buffer_size(WRITE_BYTES);
@@ -135,6 +137,23 @@ pub(crate) fn database(options: &DataOptions, create: bool) -> Options {
     #[cfg(kv_sim)]
     let db = db.get_options_from_string("avoid_flush_during_shutdown=true").expect("RocksDB knows the option");
     db
+}
+
+/// Starts the threads that all databases of a process share, in the background: as many of each kind as RocksDB would, which would
+/// leave them the share of whoever opens the first.
+pub(crate) fn start_threads(options: &DataOptions) -> Result<(), rocksdb::Error> {
+    let flushes = (background_jobs(options) / 4).max(1);
+    let compactions = (background_jobs(options) - flushes).max(1);
+    background::run(|| {
+        let mut env = Env::new()?;
+        env.set_high_priority_background_threads(flushes);
+        env.set_background_threads(compactions);
+        Ok(())
+    })
+}
+
+fn background_jobs(options: &DataOptions) -> i32 {
+    i32::from(options.background_threads.max(2))
 }
 
 /// The column families with their options; one block cache serves all.

@@ -60,11 +60,11 @@ impl Store {
         }
         // RocksDB may have begun another one by the time it finds that tables are missing.
         let manifest = std::fs::read_to_string(dir.join("CURRENT")).unwrap_or_default();
-        // Its threads are started there.
-        let opened = crate::background::run(|| {
-            DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
-        });
-        let db = opened.map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
+        let db = options::start_threads(options)
+            .and_then(|()| {
+                DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
+            })
+            .map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
         let rows = RowCache::new(options::row_cache_bytes(options));
         let unwritten = UnwrittenBytes::new(options::unwritten_bytes(options));
         let store = Self { db, dir: dir.to_owned(), failure: Failure::default(), rows, unwritten };

@@ -34,10 +34,6 @@ use super::{keys, rows};
 /// What a row takes beside its key and value: its place in the table, what allocations round up to, and its place in key order.
 const ROW_OVERHEAD: usize = 144;
 
-/// After so many rows that nobody waits for, the processor goes to whoever does: Linux leaves it for milliseconds to a thread that
-/// works on.
-const ROWS_AT_ONCE: usize = 64;
-
 /// What the table of the latest state is to hold under a key. In one piece: rows are made on one thread and freed on another.
 #[derive(Debug)]
 pub(crate) struct LatestRow {
@@ -152,14 +148,11 @@ impl Gathered {
     }
 
     /// All of it, sorted where it is much.
-    fn batch(&self, store: &Store, holding: &Holding, progress: &Progress, aside: bool) -> WriteBatch {
+    fn batch(&self, store: &Store, holding: &Holding, progress: &Progress) -> WriteBatch {
         // A little more than it takes: growing would copy all of it.
         let mut batch = WriteBatch::with_capacity_bytes(self.bytes);
         let latest = store.table(Table::Latest);
-        for (number, row) in in_key_order(&self.latest).enumerate() {
-            if aside && number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
-                std::thread::yield_now();
-            }
+        for row in in_key_order(&self.latest) {
             put_or_delete(&mut batch, latest, row.key(), row.row());
         }
         for (table, key, row) in &self.once {
@@ -270,15 +263,6 @@ impl Unwritten {
 impl Holding {
     /// Writes what is gathered to RocksDB: when this returns, that holds all that was applied before. Blocking.
     pub(crate) fn write_out(&self, store: &Store) -> Result<(), DataError> {
-        self.write_gathered(store, false)
-    }
-
-    /// The same where nobody waits for it: others get the processor first.
-    pub(crate) fn write_out_aside(&self, store: &Store) -> Result<(), DataError> {
-        self.write_gathered(store, true)
-    }
-
-    fn write_gathered(&self, store: &Store, aside: bool) -> Result<(), DataError> {
         let begun = {
             let rows = self.unwritten.rows.read();
             if rows.is_empty() {
@@ -301,7 +285,7 @@ impl Holding {
             return Ok(());
         }
         let Some(writing) = self.unwritten.begin() else { return Ok(()) };
-        self.write(store, &writing, aside)?;
+        self.write(store, &writing)?;
         let written = self.unwritten.rows.write().writing.take();
         store.unwritten().changed(writing.bytes, 0);
         // Freed without the lock.
@@ -309,9 +293,9 @@ impl Holding {
         Ok(())
     }
 
-    fn write(&self, store: &Store, gathered: &Gathered, aside: bool) -> Result<(), DataError> {
+    fn write(&self, store: &Store, gathered: &Gathered) -> Result<(), DataError> {
         let Some(progress) = &gathered.progress else { return Ok(()) };
-        let batch = gathered.batch(store, self, progress, aside);
+        let batch = gathered.batch(store, self, progress);
         // Until RocksDB holds all of it: what is read meanwhile is not remembered.
         let writing = store.rows().begin_write(&self.gate);
         gathered.latest.iter().for_each(|row| writing.forget(row.key()));

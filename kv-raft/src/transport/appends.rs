@@ -43,7 +43,11 @@ const SPARED_WAITS: Duration = Duration::from_millis(10);
 /// is faster at the moment had better commit it.
 const LONE_COMMANDS: usize = 2;
 
-/// What waits has at most so many bytes: about a lone caller's batches of a hundred rows for as long as they wait.
+/// And of so many bytes, which a batch of a hundred short rows has. Above it they cost more than their message.
+const LONE_BYTES: usize = 32 << 10;
+
+/// What waits has at most so many bytes: those of a lone caller for as long as they wait. All shards together hold what the disk takes in
+/// that time.
 const WAITING_BYTES: usize = 256 << 10;
 
 pub(super) type Request = AppendEntriesRequest<ShardRaft>;
@@ -242,7 +246,7 @@ fn is_lone(request: &Request, bytes: usize) -> bool {
         EntryPayload::Normal(batch) => batch.count(),
         EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     });
-    bytes <= WAITING_BYTES && commands.sum::<usize>() <= LONE_COMMANDS
+    bytes <= LONE_BYTES && commands.sum::<usize>() <= LONE_COMMANDS
 }
 
 /// Never, if there is no time to wait for.

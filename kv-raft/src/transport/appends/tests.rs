@@ -144,15 +144,15 @@ fn what_waits_goes_before_what_does_not_and_is_bounded() {
     steps.ask(1, 100);
     steps.ask(LONE_COMMANDS + 1, 100);
     assert_eq!((steps.sent(), steps.sent()), (Some((vec![3], Some(2))), Some((vec![4], Some(2)))));
-    steps.ask(1, WAITING_BYTES);
+    steps.ask(1, LONE_BYTES);
     assert_eq!(steps.sent(), Some((vec![5], Some(2))), "too large");
-    for index in 6..9 {
-        steps.ask(1, WAITING_BYTES / 2 - 100);
-        assert_eq!(steps.sent().is_some(), index == 8, "two of them fill it");
+    for index in 6..15 {
+        steps.ask(1, LONE_BYTES - 100);
+        assert_eq!(steps.sent().is_some(), index == 14, "eight of them fill it");
     }
     steps.ask(1, 100);
     steps.appends.send_held(false);
-    assert_eq!(steps.sent(), Some((vec![8, 9], Some(2))));
+    assert_eq!(steps.sent(), Some((vec![14, 15], Some(2))));
 }
 
 #[test]
