@@ -5,8 +5,9 @@
 //! of a lone caller wakes a dozen threads. So these ask for a small share, and for long slices of it: a thread with a shorter
 //! slice takes the processor from them at once (EEVDF: Stoica, Abdel-Wahab, "Earliest Eligible Virtual Deadline First", 1995;
 //! Linux has slices by thread from 6.12 on). The share is a tenth of another thread's, so on a machine that is busy throughout
-//! they go on ten times as slowly, and do not stand still. They had better not yield: that gives up a slice, which there is a tenth
-//! of a second of their share, and with yields between rows and slices of 100 ms a cluster beside two busy threads wrote nothing.
+//! they go on ten times as slowly, and do not stand still. They must not yield: Linux counts
+//! the whole slice as used then, ten times over for such a share. With a yield after each few rows, and slices of 100 ms, a
+//! cluster beside two threads that spin wrote nothing at all.
 //!
 //! Not here: what such threads do.
 
