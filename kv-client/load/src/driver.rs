@@ -132,20 +132,19 @@ impl Shared {
             Kind::CompareAndSet => Operation::CompareAndSet(self.choose(random), self.values.draw(random)),
             Kind::Scan => Operation::Scan(self.choose(random), plan.page),
             Kind::Batch => {
-                let entry = |_| (self.choose(random), self.values.draw(random));
-                Operation::Batch((0..plan.batch).map(entry).collect())
+                let numbers: Vec<u64> = (0..plan.batch).map(|_| self.number(random)).collect();
+                Operation::Batch(self.values.entries(numbers.into_iter(), plan.key_bytes, random))
             }
         }
     }
 
     fn choose(&self, random: &mut SmallRng) -> Bytes {
+        key(self.number(random), self.plan.key_bytes)
+    }
+
+    fn number(&self, random: &mut SmallRng) -> u64 {
         let drawn = self.plan.chooser.draw(random);
-        let number = if self.plan.latest {
-            self.keys.load(Ordering::Relaxed).saturating_sub(1).saturating_sub(drawn)
-        } else {
-            drawn
-        };
-        key(number, self.plan.key_bytes)
+        if self.plan.latest { self.keys.load(Ordering::Relaxed).saturating_sub(1).saturating_sub(drawn) } else { drawn }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::driver::{Plan, Shared, client};
 use crate::process::{ProcessError, Usage, usage};
 use crate::report::{Cost, Report};
 use crate::target::{Operation, Target};
-use crate::values::{Values, key};
+use crate::values::Values;
 
 /// Load batches under way at once.
 const LOAD_AT_ONCE: usize = 8;
@@ -51,7 +51,8 @@ pub async fn load_keys<T: Target>(
     let batches = (0..plan.keys).step_by(step).map(|first| {
         let mut random = SmallRng::seed_from_u64(plan.seed ^ first);
         let end = (first + batch).min(plan.keys);
-        let entries = (first..end).map(|number| (key(number, plan.key_bytes), values.draw(&mut random))).collect();
+        let numbers: Vec<u64> = (first..end).collect();
+        let entries = values.entries(numbers.into_iter(), plan.key_bytes, &mut random);
         async move { target.operate(Operation::Batch(entries)).await.map(|_| end) }
     });
     let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);

@@ -2,7 +2,7 @@
 //!
 //! Not here: which key comes next (keys).
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -13,15 +13,22 @@ const POOL_BYTES: usize = 1 << 20;
 /// The key of a number: zero-padded decimal with a "k" in front, `bytes` long where the number fits.
 #[must_use]
 pub fn key(number: u64, bytes: usize) -> Bytes {
+    let mut key = BytesMut::new();
+    put_key(&mut key, number, bytes);
+    key.freeze()
+}
+
+fn put_key(out: &mut BytesMut, number: u64, bytes: usize) {
     // Without the machinery of formatting: it would be a twentieth of what a load generator does.
     let digits = number.checked_ilog10().map_or(1, |log| log + 1);
     let digits = bytes.saturating_sub(1).max(usize::try_from(digits).unwrap_or(1));
-    let (mut key, mut rest) = (vec![b'k'; digits + 1], number);
-    for place in key.iter_mut().skip(1).rev() {
+    out.put_u8(b'k');
+    let (first, mut rest) = (out.len(), number);
+    out.put_bytes(b'0', digits);
+    for place in out.iter_mut().skip(first).rev() {
         *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
     }
-    key.into()
 }
 
 /// Values of one length.
@@ -42,6 +49,29 @@ impl Values {
     /// The next one.
     pub(crate) fn draw(&self, random: &mut SmallRng) -> Bytes {
         let at = random.random_range(0..POOL_BYTES);
+        self.at(at)
+    }
+
+    /// Keys and values of a batch. The keys are slices of one allocation, and the values lie one after another, from a random
+    /// place on: what a caller writes together it has just made, and is no wait for memory, a byte here and a byte there.
+    pub(crate) fn entries(
+        &self,
+        numbers: impl ExactSizeIterator<Item = u64>,
+        key_bytes: usize,
+        random: &mut SmallRng,
+    ) -> Vec<(Bytes, Bytes)> {
+        let mut keys = BytesMut::with_capacity(numbers.len() * key_bytes);
+        let mut at = random.random_range(0..POOL_BYTES);
+        let entry = |number| {
+            put_key(&mut keys, number, key_bytes);
+            let value = self.at(at);
+            at = (at + self.bytes) % POOL_BYTES;
+            (keys.split().freeze(), value)
+        };
+        numbers.map(entry).collect()
+    }
+
+    fn at(&self, at: usize) -> Bytes {
         self.pool.slice(at..at + self.bytes)
     }
 }
@@ -68,5 +98,19 @@ mod tests {
         }
         let values = Values::new(32, 1);
         assert_ne!(values.draw(&mut random), values.draw(&mut random));
+    }
+
+    #[test]
+    fn entries_of_a_batch_have_the_keys_asked_for_and_values_that_differ() {
+        let mut random = SmallRng::seed_from_u64(7);
+        // The last batch goes beyond the end of the pool.
+        for bytes in [8, 128, POOL_BYTES / 3 + 1] {
+            let values = Values::new(bytes, 1);
+            let entries = values.entries([7, 123_456, 7].into_iter(), 4, &mut random);
+            let (keys, values): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+            assert_eq!(keys, ["k007", "k123456", "k007"]);
+            assert!(values.iter().all(|value| value.len() == bytes));
+            assert!(values[0] != values[1] && values[1] != values[2] && values[0] != values[2]);
+        }
     }
 }

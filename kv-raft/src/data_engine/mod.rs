@@ -40,7 +40,7 @@ use self::collect::Safepoints;
 use self::extents::Extents;
 use self::rows::damaged;
 use self::session_clock::SessionClock;
-use crate::failpoint;
+use crate::{background, failpoint};
 
 pub(crate) use self::collect::Held;
 pub use self::error::{CreateError, DataError, OpenError};
@@ -84,7 +84,9 @@ struct Inner {
     roster: Mutex<()>,
     /// One flush at a time; those that wait find their work done.
     flushing: Mutex<()>,
-    /// Held by the one task that writes out what all replicas gathered.
+    /// Writes out what all replicas gathered.
+    background: background::Thread,
+    /// Held while that is asked of it or goes on.
     writing_out: Arc<tokio::sync::Semaphore>,
 }
 
@@ -93,6 +95,7 @@ impl DataEngine {
     pub fn open(dir: &Path, options: DataOptions) -> Result<Self, OpenError> {
         let safepoints = Arc::<Safepoints>::default();
         let store = Arc::new(Store::open(dir, &options, &safepoints)?);
+        let io = |source| OpenError::Io { dir: dir.to_owned(), source };
         let damaged = |error: DataError| OpenError::Damaged { dir: dir.to_owned(), what: error.to_string() };
         let extents = Extents::open(&store).map_err(damaged)?;
         let holdings = load_holdings(&store, &extents).map_err(damaged)?;
@@ -103,9 +106,8 @@ impl DataEngine {
         }
         let scratch = dir.join(SCRATCH);
         let cleared = if scratch.exists() { std::fs::remove_dir_all(&scratch) } else { Ok(()) };
-        cleared
-            .and_then(|()| std::fs::create_dir(&scratch))
-            .map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        cleared.and_then(|()| std::fs::create_dir(&scratch)).map_err(io)?;
+        let background = background::Thread::start().map_err(io)?;
         failpoint!("data.open");
         let engine = Self(Arc::new(Inner {
             store,
@@ -114,6 +116,7 @@ impl DataEngine {
             holdings: RwLock::new(holdings),
             roster: Mutex::new(()),
             flushing: Mutex::new(()),
+            background,
             writing_out: Arc::new(tokio::sync::Semaphore::new(1)),
         }));
         engine.publish_safepoints();
@@ -246,10 +249,13 @@ impl DataEngine {
         }
         let Ok(turn) = Arc::clone(&self.0.writing_out).try_acquire_owned() else { return };
         let engine = self.clone();
-        drop(crate::blocking::spawn_blocking(move || {
-            crate::background::run(|| engine.write_out_while_due());
-            drop(turn);
-        }));
+        let begins = self.0.background.run(move || {
+            engine.write_out_while_due();
+            drop((engine, turn));
+        });
+        if !begins {
+            self.0.store.fail("the thread that writes out what is applied has panicked".to_owned());
+        }
     }
 
     fn write_out_while_due(&self) {
@@ -328,6 +334,10 @@ impl DataEngine {
         failpoint!("data.close");
         if let Err(error) = self.flush().await {
             tracing::error!(%error, "the last flush failed: what it lacks is applied again from the log");
+        }
+        // What is under way ends first, and nothing more begins: the process may end at any time after this.
+        if let Ok(turn) = self.0.writing_out.acquire().await {
+            turn.forget();
         }
         let engine = self.clone();
         let stopped =

@@ -2,6 +2,7 @@
 //!
 //! Not here: what the tables hold (keys, rows).
 
+use std::io;
 use std::sync::Arc;
 
 use rocksdb::{
@@ -141,15 +142,16 @@ pub(crate) fn database(options: &DataOptions, create: bool) -> Options {
 
 /// Starts the threads that all databases of a process share, in the background: as many of each kind as RocksDB would, which would
 /// leave them the share of whoever opens the first.
-pub(crate) fn start_threads(options: &DataOptions) -> Result<(), rocksdb::Error> {
+pub(crate) fn start_threads(options: &DataOptions) -> io::Result<()> {
     let flushes = (background_jobs(options) / 4).max(1);
     let compactions = (background_jobs(options) - flushes).max(1);
-    background::run(|| {
+    let started = background::run(move || {
         let mut env = Env::new()?;
         env.set_high_priority_background_threads(flushes);
         env.set_background_threads(compactions);
         Ok(())
-    })
+    })?;
+    started.map_err(|error: rocksdb::Error| io::Error::other(error))
 }
 
 fn background_jobs(options: &DataOptions) -> i32 {

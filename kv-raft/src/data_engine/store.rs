@@ -60,10 +60,8 @@ impl Store {
         }
         // RocksDB may have begun another one by the time it finds that tables are missing.
         let manifest = std::fs::read_to_string(dir.join("CURRENT")).unwrap_or_default();
-        let db = options::start_threads(options)
-            .and_then(|()| {
-                DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
-            })
+        options::start_threads(options).map_err(io)?;
+        let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
             .map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
         let rows = RowCache::new(options::row_cache_bytes(options));
         let unwritten = UnwrittenBytes::new(options::unwritten_bytes(options));

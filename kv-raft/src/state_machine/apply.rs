@@ -193,6 +193,7 @@ fn put<'a>(
     edits: Vec<Edit<'a>>,
     overlay: &mut Overlay<'a, '_>,
 ) {
+    changed.latest.reserve(edits.len());
     let mut keys_changed = Vec::new();
     let records = overlay.keeps_history();
     let mut note = |key: &[u8]| {
