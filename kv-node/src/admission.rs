@@ -17,7 +17,6 @@ use kv_proto::limits::PAGE_BYTES_MAX;
 use kv_proto::pb::v1::condition::Expected;
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
-use kv_proto::pb::v1::write_operation::Operation;
 use kv_proto::pb::v1::{Condition, KeyValue, WriteOperation};
 
 use crate::errors::overloaded;
@@ -198,7 +197,7 @@ pub fn cost(request: &Request) -> u64 {
         Request::BatchGet(batch) => batch.keys.iter().map(|key| key.len()).sum(),
         Request::BatchWrite(batch) => {
             let conditions: usize = batch.conditions.iter().map(condition_bytes).sum();
-            conditions + batch.operations.iter().map(operation_bytes).sum::<usize>()
+            conditions + batch.operations.iter().map(WriteOperation::bytes).sum::<usize>()
         }
         Request::Scan(scan) => return scan_cost(scan.page_size),
     };
@@ -218,16 +217,6 @@ pub fn condition_bytes(condition: &Condition) -> usize {
         Some(Expected::CommitTimestamp(_) | Expected::Exists(_)) | None => 0,
     };
     condition.key.len() + value
-}
-
-/// Bytes of an operation's key and value.
-#[must_use]
-pub fn operation_bytes(operation: &WriteOperation) -> usize {
-    match &operation.operation {
-        Some(Operation::Put(put)) => put.key.len() + put.value.len(),
-        Some(Operation::Delete(delete)) => delete.key.len(),
-        None => 0,
-    }
 }
 
 #[cfg(test)]

@@ -316,17 +316,6 @@ fn asked(at: Option<Timestamp>) -> u64 {
     at.map_or(0, |at| at.0)
 }
 
-/// The key an operation writes; empty if it names none, which validation refuses.
-#[must_use]
-pub fn operation_key(operation: &WriteOperation) -> &Bytes {
-    static EMPTY: Bytes = Bytes::new();
-    match &operation.operation {
-        Some(WireOperation::Put(put)) => &put.key,
-        Some(WireOperation::Delete(delete)) => &delete.key,
-        None => &EMPTY,
-    }
-}
-
 /// What a write asks and what it changes.
 fn changes<'k>(request: &'k Request, keys: &'k Keys) -> Result<(Vec<Condition<'k>>, Vec<Operation<'k>>), ServiceError> {
     match (request, keys) {
@@ -344,11 +333,15 @@ fn changes<'k>(request: &'k Request, keys: &'k Keys) -> Result<(Vec<Condition<'k
         (Request::BatchWrite(batch), Keys::Many(keys)) => {
             let missing = || ServiceError::invalid("operations", "is not complete");
             let mut keys = keys.iter();
-            let conditions: Option<_> =
-                batch.conditions.iter().zip(&mut keys).map(|(wire, key)| condition(wire, key)).collect();
-            let operations: Option<_> =
-                batch.operations.iter().zip(&mut keys).map(|(wire, key)| operation(wire, key)).collect();
-            conditions.zip(operations).ok_or_else(missing)
+            let mut conditions = Vec::with_capacity(batch.conditions.len());
+            for (wire, key) in batch.conditions.iter().zip(&mut keys) {
+                conditions.push(condition(wire, key).ok_or_else(missing)?);
+            }
+            let mut operations = Vec::with_capacity(batch.operations.len());
+            for (wire, key) in batch.operations.iter().zip(&mut keys) {
+                operations.push(operation(wire, key).ok_or_else(missing)?);
+            }
+            Ok((conditions, operations))
         }
         (_, Keys::One(_) | Keys::Many(_) | Keys::Scan { .. }) => Err(mixed_up()),
     }

@@ -41,6 +41,12 @@ impl Space {
     pub fn encode(&self, key: &[u8]) -> Bytes {
         keys::encode(self.id, self.layout, key)
     }
+
+    /// Those of a batch.
+    #[must_use]
+    pub fn encode_all<'k>(&self, batch: impl Iterator<Item = &'k Bytes> + Clone) -> Vec<Bytes> {
+        keys::encode_all(self.id, self.layout, batch)
+    }
 }
 
 /// What this node's own replica of a shard says.

@@ -18,7 +18,9 @@ use kv_proto::errors::{Outcome, ServiceError};
 use kv_proto::ids::{NodeId, ShardId};
 use kv_proto::pb::v1::pipeline_call::Request;
 use kv_proto::pb::v1::pipeline_reply::Response;
-use kv_proto::pb::v1::{Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest};
+use kv_proto::pb::v1::{
+    Consistency, ListRoutesRequest, ListRoutesResponse, ReadOptions, RequestHeader, ScanRequest, WriteOperation,
+};
 use kv_raft::replica::{Answer, Answers, Replica};
 use tokio::time::Instant;
 
@@ -354,13 +356,12 @@ fn route<'s>(
             one(situation, header, &space, key)?
         }
         Request::BatchGet(batch) => {
-            let keys: Vec<_> = batch.keys.iter().map(|key| space.encode(key)).collect();
+            let keys = space.encode_all(batch.keys.iter());
             (situation.shard_of_all(header, &keys)?, Keys::Many(keys))
         }
         Request::BatchWrite(batch) => {
             let conditions = batch.conditions.iter().map(|condition| &condition.key);
-            let operations = batch.operations.iter().map(local::operation_key);
-            let keys: Vec<_> = conditions.chain(operations).map(|key| space.encode(key)).collect();
+            let keys = space.encode_all(conditions.chain(batch.operations.iter().map(WriteOperation::key)));
             (situation.shard_of_all(header, &keys)?, Keys::Many(keys))
         }
         Request::Scan(scan) => scan_start(situation, header, &space, scan)?,

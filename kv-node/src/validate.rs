@@ -27,7 +27,7 @@ use kv_proto::pb::v1::{
 };
 use kv_raft::command::SessionTag;
 
-use crate::admission::{condition_bytes, operation_bytes};
+use crate::admission::condition_bytes;
 
 /// Most faults listed in one answer; a batch of 4096 bad keys is told in fewer words.
 pub const VIOLATIONS_MAX: usize = 32;
@@ -333,7 +333,7 @@ impl Faults {
             self.operation(position, operation);
         }
         let conditions = batch.conditions.iter().map(condition_bytes).sum::<usize>();
-        let operations = batch.operations.iter().map(operation_bytes).sum::<usize>();
+        let operations = batch.operations.iter().map(WriteOperation::bytes).sum::<usize>();
         self.at_most("operations", conditions.saturating_add(operations), BATCH_BYTES_MAX);
     }
 

@@ -26,23 +26,46 @@ pub enum Layout {
 /// The encoded key of a user's key.
 #[must_use]
 pub fn encode(keyspace: KeyspaceId, layout: Layout, key: &[u8]) -> Bytes {
-    let slot = match layout {
-        Layout::Hash => Some(Slot::of(key)),
-        Layout::Range => None,
+    encode_at(keyspace, slot(layout, key), key)
+}
+
+/// The encoded keys of many user's keys, as slices of one allocation.
+#[must_use]
+pub fn encode_all<'k>(
+    keyspace: KeyspaceId,
+    layout: Layout,
+    keys: impl Iterator<Item = &'k Bytes> + Clone,
+) -> Vec<Bytes> {
+    let bytes = keys.clone().map(|key| KEYSPACE_BYTES + SLOT_BYTES + key.len()).sum();
+    let mut encoded = BytesMut::with_capacity(bytes);
+    let encode = |key: &Bytes| {
+        put(&mut encoded, keyspace, slot(layout, key), key);
+        encoded.split().freeze()
     };
-    encode_at(keyspace, slot, key)
+    keys.map(encode).collect()
 }
 
 /// The encoded key with the slot given; for bounds of a scan, where the key alone does not tell it.
 #[must_use]
 pub fn encode_at(keyspace: KeyspaceId, slot: Option<Slot>, key: &[u8]) -> Bytes {
     let mut encoded = BytesMut::with_capacity(KEYSPACE_BYTES + SLOT_BYTES + key.len());
-    encoded.put_u32(keyspace.0);
-    if let Some(slot) = slot {
-        encoded.put_u16(slot.get());
-    }
-    encoded.put_slice(key);
+    put(&mut encoded, keyspace, slot, key);
     encoded.freeze()
+}
+
+fn slot(layout: Layout, key: &[u8]) -> Option<Slot> {
+    match layout {
+        Layout::Hash => Some(Slot::of(key)),
+        Layout::Range => None,
+    }
+}
+
+fn put(out: &mut BytesMut, keyspace: KeyspaceId, slot: Option<Slot>, key: &[u8]) {
+    out.put_u32(keyspace.0);
+    if let Some(slot) = slot {
+        out.put_u16(slot.get());
+    }
+    out.put_slice(key);
 }
 
 /// The user's key inside an encoded key; None if it is too short to be one of this layout.

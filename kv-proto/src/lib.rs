@@ -11,6 +11,7 @@ pub mod slot;
 pub mod key_range;
 
 pub mod limits;
+mod operation;
 pub mod timestamp;
 pub mod ids;
 

@@ -116,6 +116,12 @@ proptest! {
     }
 
     #[test]
+    fn keys_encoded_together_are_as_each_by_itself(keyspace: u32, layout in layout(), keys in vec(key(), 0..20)) {
+        let each: Vec<Bytes> = keys.iter().map(|key| keys::encode(KeyspaceId(keyspace), layout, key)).collect();
+        prop_assert_eq!(keys::encode_all(KeyspaceId(keyspace), layout, keys.iter()), each);
+    }
+
+    #[test]
     fn encoded_keys_order_by_keyspace_slot_and_key(
         left in (0..3_u32, key()),
         right in (0..3_u32, key()),

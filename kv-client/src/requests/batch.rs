@@ -147,26 +147,8 @@ impl Batch {
 
 super::request!(Batch -> BatchResult);
 
-static NO_KEY: Bytes = Bytes::new();
-
 fn put(key: Bytes, value: Bytes) -> pb::WriteOperation {
     pb::WriteOperation { operation: Some(Write::Put(pb::PutOperation { key, value })) }
-}
-
-fn key_of(operation: &pb::WriteOperation) -> &Bytes {
-    match &operation.operation {
-        Some(Write::Put(put)) => &put.key,
-        Some(Write::Delete(delete)) => &delete.key,
-        None => &NO_KEY,
-    }
-}
-
-fn bytes_of(operation: &pb::WriteOperation) -> usize {
-    match &operation.operation {
-        Some(Write::Put(put)) => put.key.len() + put.value.len(),
-        Some(Write::Delete(delete)) => delete.key.len(),
-        None => 0,
-    }
 }
 
 async fn write(
@@ -175,8 +157,11 @@ async fn write(
     operations: &[pb::WriteOperation],
     deadline: Deadline,
 ) -> Result<BatchResult> {
-    let keys: Vec<&Bytes> =
-        conditions.iter().map(|condition| &condition.key).chain(operations.iter().map(key_of)).collect();
+    let keys: Vec<&Bytes> = conditions
+        .iter()
+        .map(|condition| &condition.key)
+        .chain(operations.iter().map(pb::WriteOperation::key))
+        .collect();
     if keys.is_empty() {
         return Err(Error::foreseen(ServiceError::invalid("operations", "a batch holds at least one operation")));
     }
@@ -232,7 +217,7 @@ impl SpreadBatch {
         let mut done = vec![];
         while !waiting.is_empty() {
             let routes = scope.known_routes(deadline).await?;
-            let shards = by_shard(&routes, std::mem::take(&mut waiting), |(_, write)| (key_of(write), bytes_of(write)));
+            let shards = by_shard(&routes, std::mem::take(&mut waiting), |(_, write)| (write.key(), write.bytes()));
             let writes = shards.into_iter().map(|parts| write_in_order(scope, parts, deadline));
             let mut writes = stream::iter(writes).buffer_unordered(FAN_OUT_MAX);
             while let Some((written, left)) = writes.next().await {

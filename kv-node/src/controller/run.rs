@@ -89,7 +89,8 @@ impl Controller {
         Self { cluster_id, host, current, peers, changed, disturbed, alive, stuck, read: None }
     }
 
-    /// Until cancelled; a step that was begun is finished.
+    /// Until cancelled. What waits for other nodes then is given up: they may be stopping as well, and what became of it the next
+    /// leader's controller finds out as if this node had crashed.
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut leads = false;
         let mut version = self.current.watch();
@@ -102,8 +103,11 @@ impl Controller {
             }
             let pause = match replica {
                 None => LOOK,
-                Some(replica) if self.round(&replica).await => BUSY,
-                Some(_) => IDLE,
+                Some(replica) => match cancel.run_until_cancelled(self.round(&replica)).await {
+                    Some(true) => BUSY,
+                    Some(false) => IDLE,
+                    None => return,
+                },
             };
             tokio::select! {
                 () = cancel.cancelled() => {}

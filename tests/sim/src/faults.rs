@@ -41,6 +41,8 @@ enum End {
     Start(usize),
     /// Starts a node that is down or stopped; one that does not stop in time is killed.
     StartStopped(usize),
+    /// Starts a node once it has stopped.
+    StartOnceStopped(usize),
     Repair(Vec<String>, Vec<String>),
     RepairOneWay(String, String),
     Release(String, String),
@@ -120,7 +122,11 @@ impl Faults {
     /// Mends everything.
     pub(crate) fn heal(&mut self, sim: &mut Sim<'_>, now: u64) {
         for end in std::mem::take(&mut self.ends).into_values() {
-            self.end(sim, end, now);
+            let at_once = match end {
+                End::StartOnceStopped(node) => End::StartStopped(node),
+                end => end,
+            };
+            self.end(sim, at_once, now);
         }
         self.act = None;
         self.world.state.lock().only_reads = false;
@@ -170,10 +176,16 @@ impl Faults {
                 if self.is_down(node) {
                     return false;
                 }
-                if let Some(seat) = self.world.state.lock().seats.get(node) {
-                    seat.stop.notify_one();
-                }
+                self.seat(node, |seat| seat.stop.notify_one());
                 self.after(now, 500..4_000, End::StartStopped(node));
+            }
+            Kind::StopAll => {
+                for node in 0..nodes {
+                    if !self.is_down(node) {
+                        self.seat(node, |seat| seat.stop.notify_one());
+                        self.after(now, 500..4_000, End::StartOnceStopped(node));
+                    }
+                }
             }
             Kind::Partition => {
                 let (one, rest): (Vec<_>, Vec<_>) =
@@ -258,6 +270,15 @@ impl Faults {
                     self.crash(sim, node);
                 }
                 self.after(now, 1..200, End::Start(node));
+            }
+            End::StartOnceStopped(node) => {
+                let mut has_stopped = false;
+                self.seat(node, |seat| has_stopped = seat.stopped);
+                if has_stopped || self.is_down(node) {
+                    self.end(sim, End::StartStopped(node), now);
+                } else {
+                    self.after(now, 100..200, End::StartOnceStopped(node));
+                }
             }
             End::Repair(one, rest) => pairs(&one, &rest).for_each(|(one, other)| sim.repair(one, other)),
             End::RepairOneWay(from, to) => sim.repair_oneway(from, to),

@@ -1,7 +1,7 @@
 //! One simulated node: what `kv-node` does when it runs, without signals, HTTP and the watch over free disk space.
 //!
 //! Invariants: a node that cannot start, or whose storage or consensus fails, is a violation, for nothing here damages
-//! what was synced.
+//! what was synced; so is one that does not stop in time.
 //!
 //! Not here: the node itself (kv-node).
 
@@ -95,11 +95,15 @@ async fn serve(world: &World, node: usize, folder: PathBuf) -> Result<(), String
         why = node_running.failed() => return Err(why),
         () = stop.notified() => {}
     }
-    grpc.stop_accepting().await;
-    node_running.hand_over().await;
-    grpc.end_streams().await;
-    node_running.shutdown().await;
-    grpc.shutdown().await;
+    let stopped = async {
+        grpc.stop_accepting().await;
+        node_running.hand_over().await;
+        grpc.end_streams().await;
+        node_running.shutdown().await;
+        grpc.shutdown().await;
+    };
+    let patience = config.shutdown_timeout;
+    tokio::time::timeout(patience, stopped).await.map_err(|_| format!("it did not stop within {patience:?}"))?;
     if let Some(seat) = world.state.lock().seats.get_mut(node) {
         seat.stopped = true;
     }

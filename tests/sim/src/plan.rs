@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     PowerLoss,
     /// A node is stopped in good order and started again.
     Restart,
+    /// All nodes are, at the same moment: none may wait for the others for ever.
+    StopAll,
     /// Nodes and clients are cut into two parts that hear nothing of each other.
     Partition,
     /// One node is no longer heard by another, but hears it.
@@ -56,10 +58,11 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Restart,
+        Self::StopAll,
         Self::Partition,
         Self::OneWay,
         Self::Hold,
@@ -84,6 +87,7 @@ impl Kind {
             Self::Crash => "crash",
             Self::PowerLoss => "power_loss",
             Self::Restart => "restart",
+            Self::StopAll => "stop_all",
             Self::Partition => "partition",
             Self::OneWay => "one_way",
             Self::Hold => "hold",
