@@ -43,7 +43,8 @@ mod threads {
             Ok(Self(sender))
         }
 
-        /// Does some work once what came before is done; false, and nothing, if that has not begun yet.
+        /// Does some work once what came before is done. False, and nothing is done, if other work waits already or the thread has
+        /// panicked.
         pub(crate) fn run(&self, work: impl FnOnce() + Send + 'static) -> bool {
             match self.0.try_send(Box::new(work)) {
                 Ok(()) => true,
@@ -109,8 +110,24 @@ mod threads {
             assert!(!thread.run(|| panic!("there is no room")));
             go_on.send(()).unwrap();
             assert_eq!((told.recv(), told.recv()), (Ok(1), Ok(2)));
-            drop(thread);
-            assert!(told.recv().is_err());
+        }
+
+        #[test]
+        fn a_thread_that_panicked_takes_no_work() {
+            let thread = Thread::start().unwrap();
+            let (last, ended) = sync_channel::<()>(0);
+            let panics = move || {
+                let _last = last;
+                panic!("as it should");
+            };
+            assert!(thread.run(panics));
+            assert!(ended.recv().is_err());
+            // It unwinds further before what it takes work from is gone.
+            let begun = std::time::Instant::now();
+            while thread.run(|| ()) {
+                assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it still takes work");
+                std::thread::yield_now();
+            }
         }
     }
 }

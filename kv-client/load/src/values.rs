@@ -13,15 +13,20 @@ const POOL_BYTES: usize = 1 << 20;
 /// The key of a number: zero-padded decimal with a "k" in front, `bytes` long where the number fits.
 #[must_use]
 pub fn key(number: u64, bytes: usize) -> Bytes {
-    let mut key = BytesMut::new();
+    // No longer than the key, or giving it away would take a second allocation.
+    let mut key = BytesMut::with_capacity(1 + digits(number, bytes));
     put_key(&mut key, number, bytes);
     key.freeze()
 }
 
+fn digits(number: u64, bytes: usize) -> usize {
+    let digits = number.checked_ilog10().map_or(1, |log| log + 1);
+    bytes.saturating_sub(1).max(usize::try_from(digits).unwrap_or(1))
+}
+
 fn put_key(out: &mut BytesMut, number: u64, bytes: usize) {
     // Without the machinery of formatting: it would be a twentieth of what a load generator does.
-    let digits = number.checked_ilog10().map_or(1, |log| log + 1);
-    let digits = bytes.saturating_sub(1).max(usize::try_from(digits).unwrap_or(1));
+    let digits = digits(number, bytes);
     out.put_u8(b'k');
     let (first, mut rest) = (out.len(), number);
     out.put_bytes(b'0', digits);
@@ -52,8 +57,8 @@ impl Values {
         self.at(at)
     }
 
-    /// Keys and values of a batch. The keys are slices of one allocation, and the values lie one after another, from a random
-    /// place on: what a caller writes together it has just made, and is no wait for memory, a byte here and a byte there.
+    /// Keys and values of a batch. The keys are slices of one allocation and the values lie one after another, from a random place
+    /// on, so that making a batch costs the generator little: what is to be measured is the store.
     pub(crate) fn entries(
         &self,
         numbers: impl ExactSizeIterator<Item = u64>,

@@ -86,7 +86,7 @@ struct Inner {
     flushing: Mutex<()>,
     /// Writes out what all replicas gathered.
     background: background::Thread,
-    /// Held while that is asked of it or goes on.
+    /// Held while that is asked of it or goes on; closed with the engine.
     writing_out: Arc<tokio::sync::Semaphore>,
 }
 
@@ -269,10 +269,10 @@ impl DataEngine {
         }
     }
 
-    /// Nothing is written out in the background until this is dropped.
+    /// Nothing is written out in the background until this is dropped. None while it is, or once the engine is closed.
     #[cfg(test)]
-    pub(crate) fn hold_write_out(&self) -> tokio::sync::OwnedSemaphorePermit {
-        Arc::clone(&self.0.writing_out).try_acquire_owned().unwrap()
+    pub(crate) fn hold_write_out(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        Arc::clone(&self.0.writing_out).try_acquire_owned().ok()
     }
 
     fn holdings(&self) -> Vec<Arc<Holding>> {
@@ -336,9 +336,8 @@ impl DataEngine {
             tracing::error!(%error, "the last flush failed: what it lacks is applied again from the log");
         }
         // What is under way ends first, and nothing more begins: the process may end at any time after this.
-        if let Ok(turn) = self.0.writing_out.acquire().await {
-            turn.forget();
-        }
+        drop(self.0.writing_out.acquire().await);
+        self.0.writing_out.close();
         let engine = self.clone();
         let stopped =
             crate::blocking::spawn_blocking(move || engine.0.store.db().cancel_all_background_work(true)).await;

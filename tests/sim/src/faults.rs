@@ -13,6 +13,7 @@ mod acts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_client::admin::pb;
@@ -20,7 +21,7 @@ use kv_proto::ids::ShardId;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use turmoil::Sim;
 
 use self::acts::Act;
@@ -41,8 +42,8 @@ enum End {
     Start(usize),
     /// Starts a node that is down or stopped; one that does not stop in time is killed.
     StartStopped(usize),
-    /// Starts a node once it has stopped.
-    StartOnceStopped(usize),
+    /// Starts these once all of them have stopped. Those that were started meanwhile listen to another call to stop.
+    StartAll(Vec<(usize, Arc<Notify>)>),
     Repair(Vec<String>, Vec<String>),
     RepairOneWay(String, String),
     Release(String, String),
@@ -122,11 +123,11 @@ impl Faults {
     /// Mends everything.
     pub(crate) fn heal(&mut self, sim: &mut Sim<'_>, now: u64) {
         for end in std::mem::take(&mut self.ends).into_values() {
-            let at_once = match end {
-                End::StartOnceStopped(node) => End::StartStopped(node),
-                end => end,
-            };
-            self.end(sim, at_once, now);
+            if let End::StartAll(told) = &end {
+                self.start_all(sim, told, now);
+            } else {
+                self.end(sim, end, now);
+            }
         }
         self.act = None;
         self.world.state.lock().only_reads = false;
@@ -180,12 +181,14 @@ impl Faults {
                 self.after(now, 500..4_000, End::StartStopped(node));
             }
             Kind::StopAll => {
-                for node in 0..nodes {
-                    if !self.is_down(node) {
-                        self.seat(node, |seat| seat.stop.notify_one());
-                        self.after(now, 500..4_000, End::StartOnceStopped(node));
-                    }
+                let mut told = Vec::new();
+                for node in (0..nodes).filter(|node| !self.is_down(*node)) {
+                    self.seat(node, |seat| {
+                        seat.stop.notify_one();
+                        told.push((node, Arc::clone(&seat.stop)));
+                    });
                 }
+                self.after(now, 500..4_000, End::StartAll(told));
             }
             Kind::Partition => {
                 let (one, rest): (Vec<_>, Vec<_>) =
@@ -271,13 +274,12 @@ impl Faults {
                 }
                 self.after(now, 1..200, End::Start(node));
             }
-            End::StartOnceStopped(node) => {
-                let mut has_stopped = false;
-                self.seat(node, |seat| has_stopped = seat.stopped);
-                if has_stopped || self.is_down(node) {
-                    self.end(sim, End::StartStopped(node), now);
+            End::StartAll(told) => {
+                let waits = self.told(&told).into_iter().any(|(_, has_stopped)| !has_stopped);
+                if waits {
+                    self.after(now, 100..200, End::StartAll(told));
                 } else {
-                    self.after(now, 100..200, End::StartOnceStopped(node));
+                    self.start_all(sim, &told, now);
                 }
             }
             End::Repair(one, rest) => pairs(&one, &rest).for_each(|(one, other)| sim.repair(one, other)),
@@ -290,6 +292,22 @@ impl Faults {
             End::Drift(node) => self.seat(node, |seat| seat.drift = 0),
             End::Undrain(node) => self.order(Order::Undrain { node }),
             End::Speak => self.world.state.lock().silent = false,
+        }
+    }
+
+    /// Those that were told to stop and have not been down since, and whether they have stopped.
+    fn told(&self, told: &[(usize, Arc<Notify>)]) -> Vec<(usize, bool)> {
+        let state = self.world.state.lock();
+        let is_the_same = |(node, stop): &(usize, Arc<Notify>)| {
+            let seat = state.seats.get(*node).filter(|seat| Arc::ptr_eq(&seat.stop, stop) && !self.is_down(*node))?;
+            Some((*node, seat.stopped))
+        };
+        told.iter().filter_map(is_the_same).collect()
+    }
+
+    fn start_all(&mut self, sim: &mut Sim<'_>, told: &[(usize, Arc<Notify>)], now: u64) {
+        for (node, _) in self.told(told) {
+            self.end(sim, End::StartStopped(node), now);
         }
     }
 
@@ -319,7 +337,7 @@ impl Faults {
         if let Some(down) = self.down.get_mut(node)
             && std::mem::replace(down, false)
         {
-            self.seat(node, |seat| (seat.stopped, seat.stop) = (false, std::sync::Arc::default()));
+            self.seat(node, |seat| (seat.stopped, seat.stop) = (false, Arc::default()));
             sim.bounce(name(node));
         }
     }

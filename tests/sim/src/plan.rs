@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     PowerLoss,
     /// A node is stopped in good order and started again.
     Restart,
-    /// All nodes are, at the same moment: none may wait for the others for ever.
+    /// All nodes are, at the same moment, and started again when the last one has stopped: none may wait for another.
     StopAll,
     /// Nodes and clients are cut into two parts that hear nothing of each other.
     Partition,

@@ -219,7 +219,7 @@ async fn what_is_not_written_stays_within_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, machine) = replica(dir.path(), Duration::ZERO);
     let budget = options().write_buffer_bytes / 4;
-    let _background = engine.hold_write_out();
+    let _background = engine.hold_write_out().unwrap();
     let value = vec![b'v'; 10_000];
     for index in 1..=500_u64 {
         let key = index.to_be_bytes();
@@ -232,6 +232,20 @@ async fn what_is_not_written_stays_within_its_budget() {
     assert_eq!(engine.store().unwritten().bytes(), 0, "a checksum reads what is written");
     drop((machine, engine));
     assert_eq!(open(dir.path()).checksum(SHARD).unwrap(), expected);
+}
+
+/// The process may end once the engine is closed: nothing may be on its way into RocksDB then.
+#[tokio::test]
+async fn an_engine_is_closed_when_nothing_is_written_out_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _machine) = replica(dir.path(), Duration::ZERO);
+    let writing = engine.hold_write_out().unwrap();
+    let mut closing = std::pin::pin!(engine.close());
+    assert!(tokio::time::timeout(Duration::from_millis(100), closing.as_mut()).await.is_err());
+    drop(writing);
+    closing.await;
+    assert!(engine.hold_write_out().is_none(), "nothing more begins");
+    engine.close().await;
 }
 
 /// The same key again and again takes the memory of one.
