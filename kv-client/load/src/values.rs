@@ -70,7 +70,8 @@ impl Values {
         let entry = |number| {
             put_key(&mut keys, number, key_bytes);
             let value = self.at(at);
-            at = (at + self.bytes) % POOL_BYTES;
+            // One further, or values as long as the pool would all be the same.
+            at = (at + self.bytes + 1) % POOL_BYTES;
             (keys.split().freeze(), value)
         };
         numbers.map(entry).collect()
@@ -109,7 +110,7 @@ mod tests {
     fn entries_of_a_batch_have_the_keys_asked_for_and_values_that_differ() {
         let mut random = SmallRng::seed_from_u64(7);
         // The last batch goes beyond the end of the pool.
-        for bytes in [8, 128, POOL_BYTES / 3 + 1] {
+        for bytes in [8, 128, POOL_BYTES / 3 + 1, POOL_BYTES] {
             let values = Values::new(bytes, 1);
             let entries = values.entries([7, 123_456, 7].into_iter(), 4, &mut random);
             let (keys, values): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
