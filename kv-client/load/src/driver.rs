@@ -133,7 +133,7 @@ impl Shared {
             Kind::Scan => Operation::Scan(self.choose(random), plan.page),
             Kind::Batch => {
                 let numbers: Vec<u64> = (0..plan.batch).map(|_| self.number(random)).collect();
-                Operation::Batch(self.values.entries(numbers.into_iter(), plan.key_bytes, random))
+                Operation::Batch(self.values.entries(&numbers, plan.key_bytes, random))
             }
         }
     }

@@ -52,7 +52,7 @@ pub async fn load_keys<T: Target>(
         let mut random = SmallRng::seed_from_u64(plan.seed ^ first);
         let end = (first + batch).min(plan.keys);
         let numbers: Vec<u64> = (first..end).collect();
-        let entries = values.entries(numbers.into_iter(), plan.key_bytes, &mut random);
+        let entries = values.entries(&numbers, plan.key_bytes, &mut random);
         async move { target.operate(Operation::Batch(entries)).await.map(|_| end) }
     });
     let mut batches = stream::iter(batches).buffered(LOAD_AT_ONCE);

@@ -59,22 +59,17 @@ impl Values {
 
     /// Keys and values of a batch. The keys are slices of one allocation and the values lie one after another, from a random place
     /// on, so that making a batch costs the generator little: what is to be measured is the store.
-    pub(crate) fn entries(
-        &self,
-        numbers: impl ExactSizeIterator<Item = u64>,
-        key_bytes: usize,
-        random: &mut SmallRng,
-    ) -> Vec<(Bytes, Bytes)> {
+    pub(crate) fn entries(&self, numbers: &[u64], key_bytes: usize, random: &mut SmallRng) -> Vec<(Bytes, Bytes)> {
         let mut keys = BytesMut::with_capacity(numbers.len() * key_bytes);
         let mut at = random.random_range(0..POOL_BYTES);
-        let entry = |number| {
-            put_key(&mut keys, number, key_bytes);
+        let entry = |number: &u64| {
+            put_key(&mut keys, *number, key_bytes);
             let value = self.at(at);
             // One further, or values as long as the pool would all be the same.
             at = (at + self.bytes + 1) % POOL_BYTES;
             (keys.split().freeze(), value)
         };
-        numbers.map(entry).collect()
+        numbers.iter().map(entry).collect()
     }
 
     fn at(&self, at: usize) -> Bytes {
@@ -112,7 +107,7 @@ mod tests {
         // The last batch goes beyond the end of the pool.
         for bytes in [8, 128, POOL_BYTES / 3 + 1, POOL_BYTES] {
             let values = Values::new(bytes, 1);
-            let entries = values.entries([7, 123_456, 7].into_iter(), 4, &mut random);
+            let entries = values.entries(&[7, 123_456, 7], 4, &mut random);
             let (keys, values): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
             assert_eq!(keys, ["k007", "k123456", "k007"]);
             assert!(values.iter().all(|value| value.len() == bytes));
