@@ -33,8 +33,8 @@ pub(crate) struct Chunk<'a> {
     entries: Vec<(LogId, Content<'a>)>,
     /// Whether any command must read before it writes.
     pub(crate) reads: bool,
-    /// How many commands it holds.
-    pub(crate) commands: usize,
+    /// How many operations its commands hold.
+    operations: usize,
 }
 
 enum Content<'a> {
@@ -47,7 +47,7 @@ enum Content<'a> {
 impl<'a> Chunk<'a> {
     /// Entries must come in log order. An entry that does not decode was never proposed: it is damage.
     pub(crate) fn decode(shard: ShardId, entries: impl Iterator<Item = &'a Entry>) -> Result<Self, DataError> {
-        let mut chunk = Self { entries: Vec::new(), reads: false, commands: 0 };
+        let mut chunk = Self { entries: Vec::new(), reads: false, operations: 0 };
         for entry in entries {
             let content = match &entry.payload {
                 EntryPayload::Blank => Content::Nothing,
@@ -62,7 +62,7 @@ impl<'a> Chunk<'a> {
                 EntryPayload::Normal(batch) => {
                     let damaged = |error| DataError::Failed(format!("shard {shard}, entry {}: {error}", entry.log_id));
                     let (stamp, commands) = batch.decode().map_err(damaged)?;
-                    chunk.commands += commands.len();
+                    chunk.operations += commands.iter().map(|command| command.operations.len()).sum::<usize>();
                     chunk.reads |= commands.iter().any(reads);
                     Content::Commands(stamp, commands)
                 }
@@ -139,7 +139,7 @@ impl Core {
         let reads = chunk.reads || holding.keeps_history();
         let mut overlay = Overlay::new(&store, &holding, extent, &mut self.sessions, reads);
         let mut changed = Changed::default();
-        changed.latest.reserve(chunk.commands);
+        changed.latest.reserve(chunk.operations);
         let mut replies = Vec::with_capacity(chunk.entries.len());
         for (log_id, content) in &chunk.entries {
             assert!(Some(*log_id) > progress.applied, "entries are applied in log order");
@@ -193,7 +193,6 @@ fn put<'a>(
     edits: Vec<Edit<'a>>,
     overlay: &mut Overlay<'a, '_>,
 ) {
-    changed.latest.reserve(edits.len());
     let mut keys_changed = Vec::new();
     let records = overlay.keeps_history();
     let mut note = |key: &[u8]| {
