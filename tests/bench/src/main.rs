@@ -12,6 +12,7 @@ mod limits;
 mod failover;
 mod large;
 mod footprint;
+mod awake;
 mod etcd;
 mod etcd_client;
 mod shapes;

@@ -104,7 +104,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 
 fn list() {
     for (name, title) in parts() {
-        println!("{name:<10} {title}");
+        println!("{name:<16} {title}");
     }
 }
 

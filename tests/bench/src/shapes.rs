@@ -50,6 +50,8 @@ pub(crate) struct Shape {
     distribution: Distribution,
     /// Whether any replica may answer reads.
     pub(crate) stale: bool,
+    /// Whether processors are kept awake.
+    pub(crate) awake: bool,
     /// Whose keys; both have the same.
     pub(crate) keyspace: Keyspace,
     /// Whether it is part of the short run.
@@ -64,13 +66,14 @@ const fn shape(name: &'static str, title: &'static str, workload: Workload, clie
         clients,
         distribution: Distribution::Uniform,
         stale: false,
+        awake: false,
         keyspace: Keyspace::Default,
         quick: false,
     }
 }
 
 /// All of them, in the order they run and are shown.
-pub(crate) const SHAPES: [Shape; 14] = [
+pub(crate) const SHAPES: [Shape; 16] = [
     Shape { quick: true, ..shape("put-1", "put, 1 client", Workload::Put, 1) },
     shape("put-64", "put, 64 clients", Workload::Put, 64),
     Shape { quick: true, ..shape("put-256", "put, 256 clients", Workload::Put, 256) },
@@ -86,6 +89,8 @@ pub(crate) const SHAPES: [Shape; 14] = [
         ..shape("mixed-256", "90% get, 10% put, zipfian, 256 clients", Workload::Mixed, 256)
     },
     Shape { quick: true, ..shape("batch-1", "batches of 100 puts, 1 client", Workload::Batch, 1) },
+    Shape { awake: true, ..shape("put-1-awake", "put, 1 client, processors awake", Workload::Put, 1) },
+    Shape { awake: true, ..shape("batch-1-awake", "batches of 100, 1 client, processors awake", Workload::Batch, 1) },
     Shape {
         keyspace: Keyspace::Spread,
         ..shape("put-256-spread", "put, 256 clients, three shards", Workload::Put, 256)
