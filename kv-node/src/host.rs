@@ -15,7 +15,7 @@ pub mod report;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -231,11 +231,11 @@ impl Host {
         replica.set_may_lead(!self.stopping.load(Ordering::Acquire) && refusals.allow(has_heir));
     }
 
-    /// Hands every leadership to another replica, as far as there is one that can take it; leads nothing from here on.
-    pub async fn hand_over(&self) {
+    /// Hands every leadership to another replica, as far as there is one that can take it in time; leads nothing from here on.
+    pub async fn hand_over(&self, within: Duration) {
         self.stopping.store(true, Ordering::Release);
-        let led = self.replicas().into_iter().filter(|replica| replica.is_leader());
-        let all = stream::iter(led).for_each_concurrent(AT_ONCE, |replica| async move {
+        let led = self.replicas().into_iter().filter(|replica| replica.is_leader()).collect();
+        let left = left_after(within, led, |replica: Arc<Replica>| async move {
             let Some(heir) = replica.best_successor() else { return };
             let result = tokio::time::timeout(HAND_OVER, replica.transfer_leader(heir)).await;
             let error = match result {
@@ -245,7 +245,10 @@ impl Host {
             };
             tracing::info!(shard = %replica.shard(), error, "leadership was not handed over");
         });
-        all.await;
+        match left.await {
+            0 => {}
+            left => tracing::warn!(left, ?within, "there was no time to hand all leaderships over: these shards elect"),
+        }
         for replica in self.replicas() {
             replica.set_may_lead(false);
         }
@@ -258,5 +261,33 @@ impl Host {
         stream::iter(replicas.into_values())
             .for_each_concurrent(AT_ONCE, |replica| async move { replica.stop().await })
             .await;
+    }
+}
+
+/// Acts on each, [`AT_ONCE`], until the time is up; how many are not done by then.
+async fn left_after<T, F: Future<Output = ()>>(within: Duration, items: Vec<T>, act: impl Fn(T) -> F) -> usize {
+    let left = AtomicUsize::new(items.len());
+    let all = stream::iter(items.into_iter().map(act)).for_each_concurrent(AT_ONCE, |acting| async {
+        acting.await;
+        left.fetch_sub(1, Ordering::Relaxed);
+    });
+    // What is not done is told.
+    let _ = tokio::time::timeout(within, all).await;
+    left.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_that_take_long_are_given_up_when_the_time_is_up() {
+        let take = |millis: u64| tokio::time::sleep(Duration::from_millis(millis));
+        let begun = std::time::Instant::now();
+        let left = left_after(Duration::from_millis(50), vec![60_000; 100], take).await;
+        assert!(left == 100 && begun.elapsed() < Duration::from_secs(30), "{left} left after {:?}", begun.elapsed());
+        assert_eq!(left_after(Duration::from_secs(60), vec![1; 100], take).await, 0);
+        let first_turn = [vec![1; AT_ONCE], vec![60_000; 100]].concat();
+        assert_eq!(left_after(Duration::from_secs(1), first_turn, take).await, 100);
     }
 }

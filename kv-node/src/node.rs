@@ -1,7 +1,7 @@
 //! One running node: what its parts share, how they start, and the order in which they stop.
 //!
 //! Invariants: a node whose data folder belongs elsewhere does not start and touches nothing; the shutdown order
-//! is written once, in run and, from the controller on, in [`Node::shutdown`].
+//! is written once, in [`Grpc::stop`](crate::server::Grpc::stop) and, from the controller on, in [`Node::shutdown`].
 //!
 //! Not here: what is listened on and served (main, services).
 
@@ -24,6 +24,9 @@ pub use shared::NodeShared;
 pub use start::{StartError, StartParts};
 
 use crate::identity::DataFolder;
+
+/// The part of the time for a shutdown in which leadership is handed over: the rest is for what must be done in any case.
+const HAND_OVER_PART: u32 = 3;
 
 /// A running node.
 pub struct Node {
@@ -74,15 +77,15 @@ impl Node {
 
     /// Hands leadership over while replicas and network still run, so that nobody waits for an election; after the caller
     /// stopped accepting connections, before [`Node::shutdown`].
-    pub async fn hand_over(&self) {
+    pub(crate) async fn hand_over(&self) {
         tracing::info!("stopping: handing leadership over");
         failpoint!("stop.hand_over");
-        self.shared.host.hand_over().await;
+        self.shared.host.hand_over(self.shared.config.shutdown_timeout / HAND_OVER_PART).await;
     }
 
     /// Stops everything after the last request was answered: the controller, the replicas, the network; last the engines
     /// are flushed and closed.
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         let host = &self.shared.host;
         let context = host.context().clone();
         tracing::info!("stopping: controller and replicas");

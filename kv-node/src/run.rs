@@ -131,11 +131,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     readiness.set("node", Check::Failed("it is stopping".to_owned()));
     let stopping = async {
-        grpc.stop_accepting().await;
-        node.hand_over().await;
-        grpc.end_streams().await;
-        node.shutdown().await;
-        grpc.shutdown().await;
+        grpc.stop(node).await;
         cancel.cancel();
         watchers.close();
         watchers.wait().await;

@@ -23,7 +23,7 @@ use crate::accept;
 use crate::config::Config;
 use crate::metrics::EdgeMetrics;
 use crate::net::TcpListener;
-use crate::node::Readiness;
+use crate::node::{Node, Readiness};
 use crate::serve::Server;
 use crate::services::kv::KvApi;
 use crate::unsent::Unsent;
@@ -154,15 +154,25 @@ impl Grpc {
         });
     }
 
+    /// Stops serving and the node behind it: the port, its leadership, the streams that are answered then, the node itself, and last
+    /// the connections.
+    pub async fn stop(self, node: Node) {
+        self.stop_accepting().await;
+        node.hand_over().await;
+        self.end_streams().await;
+        node.shutdown().await;
+        self.shutdown().await;
+    }
+
     /// Closes the port. Connections are told to go away and keep the streams they have: the other nodes' messages, which
     /// a hand-over of leadership takes, and requests that are being answered.
-    pub async fn stop_accepting(&self) {
+    async fn stop_accepting(&self) {
         set_serving(&self.health, false).await;
         self.stop_accepting.cancel();
     }
 
     /// Ends pipelined streams once they answered what they have.
-    pub async fn end_streams(&self) {
+    async fn end_streams(&self) {
         self.stop_streams.cancel();
         self.streams.close();
         if tokio::time::timeout(STREAMS_END, self.streams.wait()).await.is_err() {
@@ -171,7 +181,7 @@ impl Grpc {
     }
 
     /// Closes all connections.
-    pub async fn shutdown(self) {
+    async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(STREAMS_END, self.tasks.wait()).await.is_err() {

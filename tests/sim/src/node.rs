@@ -95,15 +95,10 @@ async fn serve(world: &World, node: usize, folder: PathBuf) -> Result<(), String
         why = node_running.failed() => return Err(why),
         () = stop.notified() => {}
     }
-    let stopped = async {
-        grpc.stop_accepting().await;
-        node_running.hand_over().await;
-        grpc.end_streams().await;
-        node_running.shutdown().await;
-        grpc.shutdown().await;
-    };
     let patience = config.shutdown_timeout;
-    tokio::time::timeout(patience, stopped).await.map_err(|_| format!("it did not stop within {patience:?}"))?;
+    tokio::time::timeout(patience, grpc.stop(node_running))
+        .await
+        .map_err(|_| format!("it did not stop within {patience:?}"))?;
     if let Some(seat) = world.state.lock().seats.get_mut(node) {
         seat.stopped = true;
     }
