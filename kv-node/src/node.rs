@@ -25,7 +25,7 @@ pub use start::{StartError, StartParts};
 
 use crate::identity::DataFolder;
 
-/// The part of the time for a shutdown in which leadership is handed over: the rest is for what must be done in any case.
+/// A stop waits one part in so many of the time it may take for leaderships to be handed over.
 const HAND_OVER_PART: u32 = 3;
 
 /// A running node.

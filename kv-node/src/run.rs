@@ -4,7 +4,7 @@
 //! and answers what it has until its leadership is handed over, then nothing; a second signal ends the process at once,
 //! which a restart recovers from.
 //!
-//! Not here: starting and stopping the node itself (node).
+//! Not here: starting and stopping the node itself (node), and the order of a stop (server).
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The gRPC listener: connections within limits, all services on one port.
+//! The gRPC listener: connections within limits, all services on one port; and the order in which it and the node stop.
 //!
 //! Invariants: a connection that says nothing costs a socket for [`Config::handshake_timeout`] and no more; more than
 //! [`Config::connections_max`] are closed at once, so that memory stays bounded.
@@ -154,8 +154,8 @@ impl Grpc {
         });
     }
 
-    /// Stops serving and the node behind it: the port, its leadership, the streams that are answered then, the node itself, and last
-    /// the connections.
+    /// Stops serving and the node behind it. In this order: the port is closed, leadership handed over, streams are ended, the node
+    /// is shut down, connections are closed.
     pub async fn stop(self, node: Node) {
         self.stop_accepting().await;
         node.hand_over().await;

@@ -10,6 +10,7 @@ use kv_tests::cluster::Cluster;
 use kv_tests::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::awake::Awake;
 use crate::etcd::{Etcd, Spread};
 use crate::failover;
 use crate::footprint;
@@ -118,10 +119,12 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     for name in &arguments.only {
         ensure!(known.contains(&name.as_str()), "no part {name:?}; there are {}", known.join(", "));
     }
-    let parts = parts().map(|(name, _)| name).filter(|name| arguments.measures(name)).map(str::to_owned).collect();
+    let shapes = arguments.shapes()?;
+    let others = PARTS.into_iter().map(|(name, _)| name).filter(|name| arguments.measures(name));
+    let parts = shapes.iter().map(|shape| shape.name).chain(others).map(str::to_owned).collect();
     let mut record = Record { runs: vec![Run { machine: Machine::look(), parts }], ..Record::default() };
     if !arguments.render {
-        versus(arguments, &mut record).await?;
+        versus(arguments, &shapes, &mut record).await?;
         alone(arguments, &mut record).await?;
         println!("\n{}", table::text(&goals(&record)));
     }
@@ -161,8 +164,7 @@ async fn alone(arguments: &Arguments, record: &mut Record) -> Result<()> {
 }
 
 /// Shapes and limits, interleaved.
-async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
-    let shapes: Vec<Shape> = SHAPES.into_iter().filter(|shape| arguments.measures(shape.name)).collect();
+async fn versus(arguments: &Arguments, shapes: &[Shape], record: &mut Record) -> Result<()> {
     let limits = arguments.measures(LIMITS);
     let rounds = arguments.rounds();
     let systems = if shapes.is_empty() { None } else { Some(arguments.start().await?) };
@@ -176,7 +178,7 @@ async fn versus(arguments: &Arguments, record: &mut Record) -> Result<()> {
         if limits {
             limits::round(rounds.duration / 2, record).await?;
         }
-        for shape in &shapes {
+        for shape in shapes {
             if let Some(systems) = &systems {
                 if !loaded.contains(&shape.keyspace) {
                     let plan = shape.plan(rounds.warm_up, rounds.duration, 0);
@@ -202,6 +204,19 @@ impl Arguments {
             LARGE => self.all,
             _ => is_quick || !self.quick,
         }
+    }
+
+    /// Those asked for that this machine can measure: what is not asked for by name is left out otherwise.
+    fn shapes(&self) -> Result<Vec<Shape>> {
+        let asked = SHAPES.into_iter().filter(|shape| self.measures(shape.name));
+        let (mut shapes, awake): (Vec<_>, Vec<_>) = asked.partition(|shape| !shape.awake);
+        match Awake::keep().context("processors cannot be kept awake") {
+            _ if awake.is_empty() || self.render => {}
+            Ok(_) => shapes.extend(awake),
+            Err(error) if self.only.is_empty() => eprintln!("without the rows of processors awake: {error:#}"),
+            Err(error) => return Err(error),
+        }
+        Ok(shapes)
     }
 
     fn rounds(&self) -> Rounds {

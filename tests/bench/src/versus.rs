@@ -57,11 +57,7 @@ impl Systems {
 
     /// Runs one round of a shape on each system; every other round begins with the other one.
     pub(crate) async fn round(&self, shape: &Shape, rounds: Rounds, round: u64, record: &mut Record) -> Result<()> {
-        let awake = shape.awake.then(Awake::keep);
-        if let Some(Err(error)) = &awake {
-            eprintln!("  {}: left out, processors cannot be kept awake: {error:#}", shape.name);
-            return Ok(());
-        }
+        let _awake = shape.awake.then(Awake::keep).transpose()?;
         let plan = || shape.plan(rounds.warm_up, rounds.duration, round);
         let etcd_first = round % 2 == 1;
         if etcd_first {
@@ -105,7 +101,7 @@ async fn measure<T: Target>(system: &str, shape: &Shape, plan: Plan, targets: &[
     }
     let sample = Sample::from(&report);
     eprintln!(
-        "  {:<13} {system:<5} {:>9.0}/s  p50 {:>7.0} us  p99 {:>7.0} us  nodes {:>6.1} us  client {:>5.1} us",
+        "  {:<16} {system:<5} {:>9.0}/s  p50 {:>7.0} us  p99 {:>7.0} us  nodes {:>6.1} us  client {:>5.1} us",
         shape.name, sample.keys_per_second, sample.p50_us, sample.p99_us, sample.nodes_us, sample.own_us
     );
     Ok(sample)
