@@ -19,4 +19,5 @@ pub mod types;
 pub mod command;
 pub mod failpoint;
 mod background;
+mod direct;
 mod failure;

@@ -20,8 +20,8 @@ use super::keys;
 use super::options::{self, DataOptions, Table};
 use super::row_cache::RowCache;
 use super::unwritten::UnwrittenBytes;
-use crate::failpoint;
 use crate::failure::Failure;
+use crate::{direct, failpoint};
 
 /// Version of what [`keys`] and [`rows`](super::rows) lay out.
 const FORMAT: u32 = 1;
@@ -61,7 +61,10 @@ impl Store {
         // RocksDB may have begun another one by the time it finds that tables are missing.
         let manifest = std::fs::read_to_string(dir.join("CURRENT")).unwrap_or_default();
         options::start_threads(options).map_err(io)?;
-        let db = DB::open_cf_descriptors(&options::database(options, fresh), dir, options::tables(options, safepoints))
+        // In the simulation the way through the page cache is the shorter one.
+        let direct = !cfg!(kv_sim) && direct::takes_direct_writes(dir);
+        let database = options::database(options, fresh, direct);
+        let db = DB::open_cf_descriptors(&database, dir, options::tables(options, safepoints))
             .map_err(|error| opening(dir, &error).in_manifest(manifest.trim_end()))?;
         let rows = RowCache::new(options::row_cache_bytes(options));
         let unwritten = UnwrittenBytes::new(options::unwritten_bytes(options));

@@ -84,6 +84,15 @@ fn rocksdbs_threads_work_in_the_background() {
 }
 
 #[test]
+fn tables_are_written_past_the_page_cache_where_the_folder_takes_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let _engine = open(dir.path());
+    let written = files(dir.path(), "OPTIONS-").pop().unwrap();
+    let direct = std::fs::read_to_string(written).unwrap().contains("use_direct_io_for_flush_and_compaction=true");
+    assert_eq!(direct, crate::direct::takes_direct_writes(dir.path()));
+}
+
+#[test]
 fn a_folder_in_use_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let _engine = open(dir.path());
