@@ -129,7 +129,7 @@ pub(crate) fn database(options: &DataOptions, create: bool, direct: bool) -> Opt
     db.set_max_background_jobs(background_jobs(options));
     db.set_max_open_files(OPEN_FILES_MAX);
     db.set_bytes_per_sync(BYTES_PER_SYNC);
-    // What is flushed or merged is read from the caches above, if at all, and its way through the kernel's takes a tenth of the
+    // What is flushed or merged is read from the caches above, if at all; through the kernel's it would take up to a tenth of the
     // processor time of a lone caller's batches, and the disk in bursts.
     db.set_use_direct_io_for_flush_and_compaction(direct);
     db.set_writable_file_max_buffer_size(if direct { DIRECT_WRITE_BYTES } else { WRITE_BYTES });
