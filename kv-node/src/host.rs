@@ -245,10 +245,10 @@ impl Host {
                 Err(_) => "it took too long".to_owned(),
             };
             tracing::info!(shard = %replica.shard(), error, "leadership was not handed over");
-        });
-        match left.await {
-            0 => {}
-            left => tracing::info!(shards = left, ?within, "the time to hand leadership over is up"),
+        })
+        .await;
+        if left > 0 {
+            tracing::info!(shards = left, ?within, "the time to hand leadership over is up");
         }
         for replica in self.replicas() {
             replica.set_may_lead(false);

@@ -119,11 +119,12 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     for name in &arguments.only {
         ensure!(known.contains(&name.as_str()), "no part {name:?}; there are {}", known.join(", "));
     }
-    let shapes = arguments.shapes()?;
-    let others = PARTS.into_iter().map(|(name, _)| name).filter(|name| arguments.measures(name));
-    let parts = shapes.iter().map(|shape| shape.name).chain(others).map(str::to_owned).collect();
-    let mut record = Record { runs: vec![Run { machine: Machine::look(), parts }], ..Record::default() };
+    let mut record = Record::default();
     if !arguments.render {
+        let shapes = arguments.shapes()?;
+        let others = PARTS.into_iter().map(|(name, _)| name).filter(|name| arguments.measures(name));
+        let parts = shapes.iter().map(|shape| shape.name).chain(others).map(str::to_owned).collect();
+        record.runs.push(Run { machine: Machine::look(), parts });
         versus(arguments, &shapes, &mut record).await?;
         alone(arguments, &mut record).await?;
         println!("\n{}", table::text(&goals(&record)));
@@ -208,13 +209,15 @@ impl Arguments {
 
     /// Those asked for that this machine can measure: what is not asked for by name is left out otherwise.
     fn shapes(&self) -> Result<Vec<Shape>> {
-        let asked = SHAPES.into_iter().filter(|shape| self.measures(shape.name));
-        let (mut shapes, awake): (Vec<_>, Vec<_>) = asked.partition(|shape| !shape.awake);
-        match Awake::keep().context("processors cannot be kept awake") {
-            _ if awake.is_empty() || self.render => {}
-            Ok(_) => shapes.extend(awake),
-            Err(error) if self.only.is_empty() => eprintln!("without the rows of processors awake: {error:#}"),
-            Err(error) => return Err(error),
+        let mut shapes: Vec<_> = SHAPES.into_iter().filter(|shape| self.measures(shape.name)).collect();
+        if shapes.iter().any(|shape| shape.awake)
+            && let Err(error) = Awake::keep().context("processors cannot be kept awake")
+        {
+            if !self.only.is_empty() {
+                return Err(error);
+            }
+            eprintln!("without the rows of processors awake: {error:#}");
+            shapes.retain(|shape| !shape.awake);
         }
         Ok(shapes)
     }
