@@ -34,6 +34,10 @@ const STREAM_WINDOW: u32 = 2 << 20;
 /// The same for all streams of a connection together.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// What one HTTP/2 frame to a node may carry: entries of many callers in one piece. HTTP/2's own limit, 16 KiB, takes a write
+/// to the socket for each frame, and wakes whoever reads it as often. No more than this is held of a frame that never ends.
+const FRAME_BYTES_MAX: u32 = 128 << 10;
+
 /// No header of ours is longer; bounds what a connection may make the node hold.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 
@@ -125,6 +129,7 @@ impl Grpc {
             .max_concurrent_streams(config.connection_requests_max)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES_MAX)
             .http2_keepalive_interval(Some(config.keepalive_interval))
             .http2_keepalive_timeout(Some(config.keepalive_timeout))
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)

@@ -1,17 +1,18 @@
 //! gRPC as bare HTTP/2: what no client library lets its user do, as never making room for an answer, or asking for one by a
-//! time that has passed already.
+//! time that has passed already; and what a server says before any call.
 //!
 //! Not here: clients that keep the rules (raw).
 
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use anyhow::{Context as _, Result, ensure};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use h2::client::SendRequest;
 use kv_proto::errors::ServiceError;
 use prost::Message;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -63,6 +64,29 @@ impl Bare {
         _ = stream.send_data(body.freeze(), true);
         Ok(within(response).await??)
     }
+}
+
+/// How many bytes one frame to a server may carry, as it says itself when a connection begins (RFC 9113); None if it does not.
+pub async fn frame_bytes_max(address: &str) -> Result<Option<u32>> {
+    const SETTINGS: u8 = 4;
+    const MAX_FRAME_SIZE: u16 = 5;
+    let mut stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
+    within(stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).await??;
+    within(stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])).await??;
+    let mut head = [0; 9];
+    within(stream.read_exact(&mut head)).await??;
+    let [high, middle, low, kind, ..] = head;
+    ensure!(kind == SETTINGS, "a server begins with a frame of kind {kind}");
+    let mut settings = vec![0; usize::try_from(u32::from_be_bytes([0, high, middle, low]))?];
+    within(stream.read_exact(&mut settings)).await??;
+    let mut settings = settings.as_slice();
+    while settings.remaining() >= 6 {
+        let (identifier, value) = (settings.get_u16(), settings.get_u32());
+        if identifier == MAX_FRAME_SIZE {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
 }
 
 /// How a call ended, once its answer has been read to the end.

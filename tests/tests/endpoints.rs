@@ -10,7 +10,7 @@ use kv_tests::cluster::Cluster;
 use kv_tests::node::NodeProcess;
 use kv_tests::open_metrics::Exposition;
 use kv_tests::settings::Settings;
-use kv_tests::{http, raw, wait};
+use kv_tests::{bare, http, raw, wait};
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -169,6 +169,19 @@ async fn a_node_that_waits_for_its_cluster_lives_and_says_why_it_is_not_ready() 
     // What was counted so far can be scraped; of its replicas nothing is known yet.
     ensure!(scrape(&node).await?.samples("kv_shard_term").count() == 0);
     node.kill().await
+}
+
+/// An entry of many callers, or what waited for a spared follower, is one write to the socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_takes_frames_that_hold_what_many_callers_write() -> Result<()> {
+    const CALLERS: u32 = 256;
+    const PUT_BYTES: u32 = 256;
+    let cluster = Cluster::of_three().await?;
+    for node in cluster.nodes() {
+        let said = bare::frame_bytes_max(&node.address()).await?;
+        ensure!(said >= Some(CALLERS * PUT_BYTES), "frames to node {} hold {said:?} bytes", node.number());
+    }
+    cluster.finish().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
