@@ -35,10 +35,11 @@ const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// What one HTTP/2 frame to a node may carry: entries of many callers in one piece. HTTP/2's own limit, 16 KiB, takes a write
-/// to the socket for each frame, and wakes whoever reads it as often. No more than this is held of a frame that never ends.
+/// to the socket for each frame, and wakes whoever reads it as often. As much is held of a frame that never ends, and six times
+/// as much of a header that never does (h2), until the connection is found dead.
 const FRAME_BYTES_MAX: u32 = 128 << 10;
 
-/// No header of ours is longer; bounds what a connection may make the node hold.
+/// No header of ours is longer; bounds what the headers of a request may make the node hold.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 
 /// Streams that a client opened and reset at once (a known attack) before its connection is closed.

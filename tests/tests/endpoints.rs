@@ -171,7 +171,7 @@ async fn a_node_that_waits_for_its_cluster_lives_and_says_why_it_is_not_ready() 
     node.kill().await
 }
 
-/// An entry of many callers, or what waited for a spared follower, is one write to the socket.
+/// An entry of many callers fits into one frame, and so is one write to the socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_takes_frames_that_hold_what_many_callers_write() -> Result<()> {
     const CALLERS: u32 = 256;
