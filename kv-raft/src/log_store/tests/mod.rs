@@ -27,7 +27,7 @@ use crate::command::{Command, CommandBatch, EncodedCommand, Operation};
 use crate::types::{Entry, LeaderId, LogId, ShardRaft, Vote};
 
 /// Longest wait for anything that must happen.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Holds up or fails the writer.
 #[derive(Debug, Default)]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::*;
 use crate::command::{Reply, Versioned};
 use crate::data_engine::{DataError, ReadView, ScanPage, ScanSpec, Turn, keys};
+use crate::log_store::tests::DEADLINE;
 
 /// State after each commit.
 pub(super) type Versions = BTreeMap<Timestamp, BTreeMap<Vec<u8>, Versioned>>;
@@ -235,9 +236,6 @@ async fn a_scan_takes_what_it_is_told_and_goes_on_where_it_paused() {
     }
 }
 
-/// A test that waits longer is hung.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A point read remembers the row it found, beside one that changes it and one that writes out what was changed.
 #[test]
 fn point_reads_beside_a_writer_never_go_back() {
@@ -275,7 +273,7 @@ fn point_reads_beside_a_writer_never_go_back() {
             let begun = Instant::now();
             // Until a reader came between two writes as well, however few processors there are for all four.
             let goes_on =
-                |index| index <= 20_000 || (remembered.load(Ordering::Relaxed) == 0 && begun.elapsed() < PATIENCE);
+                |index| index <= 20_000 || (remembered.load(Ordering::Relaxed) == 0 && begun.elapsed() < DEADLINE);
             for index in (1..).take_while(|index| goes_on(*index)) {
                 // The other one stays a version behind, every other time.
                 let command = if index % 2 == 0 { put(b"k", b"v") } else { both.clone() };
