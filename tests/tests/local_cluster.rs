@@ -236,6 +236,10 @@ async fn nonsense_is_refused_with_a_word_on_what_is_known() -> Result<()> {
     for command in ["kill", "stop", "start", "pause", "resume"] {
         local.refused(&[command, "1", "2"], "unknown argument '2'").await?;
     }
+    // Binaries from elsewhere are not built, so they must be there.
+    let mut elsewhere = Command::from(local.command(&["up"])?);
+    let ran = Ran::of(elsewhere.env("KV_BINARIES", local.folder.path())).await?;
+    ensure!(ran.code == Some(1) && ran.stderr.contains("which KV_BINARIES names"), "{ran:?}");
     ensure!(!local.home().exists(), "a refusal made a folder");
     ensure!(local.done(&["help"]).await?.stdout.contains("scripts/cluster up [--nodes 3]"));
 
