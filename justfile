@@ -1,4 +1,4 @@
-# The habits of the project; `just` lists them. Everything builds with --release, so that RocksDB is compiled once.
+# The habits of the project; `just` lists them. Everything but `dist` and `bench` builds with --release, so that RocksDB is compiled once.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
@@ -44,6 +44,10 @@ sim *arguments:
 # The local cluster: `just cluster up`, `just cluster kill 2`, ...
 cluster *arguments:
     scripts/cluster {{ arguments }}
+
+# What goes to production, with profile-guided optimisation.
+dist:
+    scripts/dist
 
 # A fresh local cluster beside etcd and the limits of the machine: `just bench --quick`.
 bench *arguments:

@@ -34,6 +34,11 @@ die() {
     exit 1
 }
 
+# Whether somebody serves it on loopback.
+port_taken() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
 # The folder of the newest RocksDB of the normal build, of the locked version, for builds with other flags; nothing if there
 # is none. Which version a folder is of stands in what cargo notes of the crate that was compiled from it. Its name tells when
 # it was compiled: a build that has taken over a library looks at it again only under another name.

@@ -86,10 +86,6 @@ await_exit() {
     done
 }
 
-port_taken() {
-    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
-}
-
 port_holder() {
     command -v ss >/dev/null || return 0
     ss -Hltnp "sport = :$1" 2>/dev/null | sed -n 's/.*users:((\(.*\)))$/ by \1/p' | head -n 1

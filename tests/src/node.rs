@@ -324,7 +324,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     ensure!(
         path.is_file(),
-        "{} is not built: run scripts/test, scripts/bench, or cargo build with the same profile",
+        "{} is not built: run scripts/test, scripts/dist, scripts/bench, or cargo build with the same profile",
         path.display()
     );
     Ok(path)

@@ -1,5 +1,7 @@
 //! The command line tool against a real cluster: answers, exit codes, and what doctor names.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -39,6 +41,22 @@ async fn exit_codes_tell_what_went_wrong() -> Result<()> {
     ensure!(ran.stderr.contains("does not speak gRPC") && ran.stderr.contains("nothing was applied"), "{}", ran.stderr);
     expect(&endpoints, &["put", "a", "--value-file", "/no/such/file"], 6).await?;
     cluster.finish().await
+}
+
+/// Nobody runs `scripts/dist` on a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn kvctl_knows_the_loads_that_production_builds_are_guided_by() -> Result<()> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/dist");
+    let script = fs::read_to_string(script)?;
+    let (_, loads) = script.split_once("LOADS=(\n").context("there are loads")?;
+    let (loads, _) = loads.split_once("\n)").context("the loads end")?;
+    for load in loads.lines() {
+        let words: Vec<_> = load.trim().trim_matches('"').split(' ').collect();
+        let bench = words.get(2..).context("shards, seconds, load")?;
+        // It helps once it has understood what comes before.
+        expect(&[], &[&["bench"], bench, &["--help"]].concat(), 0).await.context(load.to_owned())?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

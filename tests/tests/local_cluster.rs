@@ -27,12 +27,15 @@ struct Local {
     folder: TempDir,
     base_port: u16,
     base_http_port: u16,
+    /// Beside that of the tests.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Local {
     fn new() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kv-test-local-").tempdir()?;
-        Ok(Self { folder, base_port: free_ports(PORTS)?, base_http_port: free_ports(PORTS)? })
+        let (base_port, base_http_port) = (free_ports(PORTS)?, free_ports(PORTS)?);
+        Ok(Self { folder, base_port, base_http_port, environment: Vec::new() })
     }
 
     fn home(&self) -> PathBuf {
@@ -54,6 +57,7 @@ impl Local {
         command.args(arguments).env("CARGO_TARGET_DIR", target).env("KV_HOME", self.home()).stdin(Stdio::null());
         command.env("KV_BASE_PORT", self.base_port.to_string());
         command.env("KV_BASE_HTTP_PORT", self.base_http_port.to_string());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -214,6 +218,25 @@ async fn follows_its_log(local: &Local) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn binaries_from_elsewhere_are_not_built_and_remembered() -> Result<()> {
+    let mut local = Local::new()?;
+    let built = binary("kv-node")?;
+    let elsewhere = built.parent().context("a binary lies in a folder")?.to_owned();
+    let nothing = local.folder.path().join("nothing");
+    local.environment = vec![("CARGO_TARGET_DIR", nothing.clone()), ("KV_BINARIES", nothing.clone())];
+    local.refused(&["up"], "which KV_BINARIES names").await?;
+    local.environment = vec![("CARGO_TARGET_DIR", nothing.clone()), ("KV_BINARIES", elsewhere)];
+    local.done(&["up", "--nodes", "1"]).await?;
+    local.environment = vec![("CARGO_TARGET_DIR", nothing.clone())];
+    local.done(&["stop", "1"]).await?;
+    local.done(&["start", "1"]).await?;
+    local.is(1, "running").await?;
+    local.done(&["down"]).await?;
+    ensure!(!nothing.exists(), "something was built");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nonsense_is_refused_with_a_word_on_what_is_known() -> Result<()> {
     let local = Local::new()?;
     for arguments in [&["status"][..], &["down"], &["kill", "1"], &["start", "1"], &["add-node"]] {
@@ -236,10 +259,6 @@ async fn nonsense_is_refused_with_a_word_on_what_is_known() -> Result<()> {
     for command in ["kill", "stop", "start", "pause", "resume"] {
         local.refused(&[command, "1", "2"], "unknown argument '2'").await?;
     }
-    // Binaries from elsewhere are not built, so they must be there.
-    let mut elsewhere = Command::from(local.command(&["up"])?);
-    let ran = Ran::of(elsewhere.env("KV_BINARIES", local.folder.path())).await?;
-    ensure!(ran.code == Some(1) && ran.stderr.contains("which KV_BINARIES names"), "{ran:?}");
     ensure!(!local.home().exists(), "a refusal made a folder");
     ensure!(local.done(&["help"]).await?.stdout.contains("scripts/cluster up [--nodes 3]"));
 

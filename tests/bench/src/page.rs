@@ -81,7 +81,8 @@ fn goal_table(record: &Record) -> String {
 fn shape_table(record: &Record) -> String {
     let mut text = "### Beside etcd\n\n![Throughput of kv and etcd under the same loads](images/performance.svg)\n\n\
         Latencies in microseconds; processor time in microseconds an operation, of all three nodes and of the load \
-        generator.\n\n\
+        generator. kv's nodes are compiled with profile-guided optimisation, by runs of these loads among others; etcd is as \
+        Debian builds it ([what that makes](adr/0022-production-builds-are-guided-by-a-profile.md)).\n\n\
         | load | kv /s | etcd /s | ratio | kv p50 | etcd p50 | kv p99 | etcd p99 | kv nodes | etcd nodes | kv client | etcd client |\n\
         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
         .to_owned();
