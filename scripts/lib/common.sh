@@ -34,6 +34,11 @@ die() {
     exit 1
 }
 
+# The comment at the head of the script.
+usage() {
+    sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+}
+
 # Whether somebody serves it on loopback.
 port_taken() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
